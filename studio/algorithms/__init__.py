@@ -1,0 +1,16 @@
+"""The table of objectives by name. Strings only: a class is imported when it is used."""
+
+ALGORITHMS: dict[str, str] = {
+    "cispo": "studio.algorithms.cispo:CISPO",
+    "dapo": "studio.algorithms.dapo:DAPO",
+    "dr_grpo": "studio.algorithms.dr_grpo:DrGRPO",
+    "grpo": "studio.algorithms.grpo:GRPO",
+    "gspo": "studio.algorithms.gspo:GSPO",
+    "ppo": "studio.algorithms.ppo:PPO",
+    "reinforce++": "studio.algorithms.reinforce_pp:ReinforcePP",
+    "rloo": "studio.algorithms.rloo:RLOO",
+    "dance_grpo": "flows.dance_grpo:DanceGRPO",
+    "flow_grpo": "flows.flow_grpo:FlowGRPO",
+    "grpo_guard": "flows.guard:GRPOGuard",
+    "mix_grpo": "flows.mix_grpo:MixGRPO",
+}

@@ -1,0 +1,47 @@
+"""What a slot needs from a policy and how much of the batch it looks at: declared on slots, read by the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
+
+Span = Literal["decision", "row", "batch"]
+SPANS: tuple[Span, ...] = ("decision", "row", "batch")
+S = TypeVar("S")
+
+
+def needs(*names: str) -> Callable[[S], S]:
+    """Marks a slot with the Evaluation fields, or "ref", that it reads. Where needs vary, a slot defines a property."""
+
+    def mark(slot: S) -> S:
+        target: Any = slot
+        target.needs = frozenset(names)
+        return slot
+
+    return mark
+
+
+def span(width: Span) -> Callable[[S], S]:
+    """Marks a slot whose result for one decision depends on its whole row or on the whole batch."""
+
+    def mark(slot: S) -> S:
+        target: Any = slot
+        target.span = width
+        return slot
+
+    return mark
+
+
+def needs_of(slot: Any) -> frozenset[str]:
+    """The declared needs of a slot; a slot without a declaration needs nothing."""
+    return getattr(slot, "needs", frozenset())
+
+
+def span_of(slot: Any) -> Span:
+    """The declared span of a slot; a slot without a declaration looks at one decision at a time."""
+    return getattr(slot, "span", "decision")
+
+
+def widest(spans: Iterable[Span]) -> Span:
+    """The widest of some spans."""
+    return SPANS[max(map(SPANS.index, spans), default=0)]

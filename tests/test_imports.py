@@ -1,0 +1,184 @@
+"""Who may import whom: house style, section 6, read from the syntax trees; and that every module imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("studio", "flows", "rewards", "pruning", "ui")
+
+BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "studio.names", "studio.seeds")
+COMPONENT = (*BASE, "studio.core", "studio.algorithms")
+SPINE = (*BASE, "studio.registry", "studio.schema", "studio.config", "studio.recipe", "studio.files", "studio.process")
+SPINE += ("studio.run", "studio.dist", "studio.optim")
+
+# the longest prefix that matches a module says what it may import, besides its own prefix
+RULES: dict[str, tuple[str, ...]] = {
+    **{module: BASE for module in BASE},
+    "studio": (*SPINE, "studio.core", "studio.train"),  # modules of the spine name no backbone, reward or algorithm
+    "studio.core": BASE,
+    "studio.algorithms": (*BASE, "studio.core"),
+    "studio.prompts": COMPONENT,
+    "studio.text": COMPONENT,
+    "studio.registry": BASE,
+    "studio.schema": (*BASE, "studio.registry"),
+    "studio.config": (*BASE, "studio.registry", "studio.schema"),
+    "studio.recipe": (*BASE, "studio.registry", "studio.config"),
+    "studio.files": BASE,
+    "studio.process": BASE,
+    "studio.run": (*BASE, "studio.config", "studio.files", "studio.process"),
+    "studio.cli": (*OURS,),
+    "studio.doctor": (*OURS,),
+    "flows": COMPONENT,
+    "rewards": COMPONENT,
+    "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
+    "pruning": (*COMPONENT, "flows.denoise", "flows.backbones"),
+    "ui": ("studio.run", "studio.errors", "studio.names"),
+}
+
+LIGHT = (
+    "studio",
+    "studio.run",
+    "studio.config",
+    "studio.registry",
+    "studio.recipe",
+    "studio.types",
+    "studio.protocols",
+)
+LIGHT += ("studio.cli", "studio.algorithms", "studio.prompts", "rewards", "flows", "ui", "ui.app")
+OPTIONAL = ("xformers", "open_clip", "gradio", "easyocr", "paddleocr", "gymnasium_robotics", "wandb", "submitit")
+
+
+def path_of(module: str) -> Path:
+    place = ROOT.joinpath(*module.split("."))
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def modules() -> list[str]:
+    found = []
+    for top in OURS:
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def imports(module: str, source: str) -> list[str]:
+    """Our modules that a source names, wherever the statement stands."""
+    package = module if path_of(module).name == "__init__.py" else module.rpartition(".")[0]
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            start = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (start, node.module) if part)
+            # `from studio import run` names the module studio.run, `from studio.run import Run` the module studio.run
+            names += [f"{base}.{a.name}" if path_of(f"{base}.{a.name}").exists() else base for a in node.names]
+    return [name for name in dict.fromkeys(names) if name.partition(".")[0] in OURS]
+
+
+def within(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(f"{prefix}.")
+
+
+def allowed(module: str, name: str) -> bool:
+    rule = max((prefix for prefix in RULES if within(module, prefix)), key=len)
+    if rule == "studio":  # one module of the spine does not carry the whole package
+        return name == "studio" or within(name, module) or any(within(name, p) for p in RULES[rule])
+    return name == "studio" or any(within(name, prefix) for prefix in (rule, *RULES[rule]))
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_follow_the_table(module):
+    wrong = [name for name in imports(module, path_of(module).read_text()) if not allowed(module, name)]
+    assert not wrong, f"{module} must not import {', '.join(wrong)} (house style, section 6)"
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("rewards.image.clip", "from flows.shapes import world"),
+        ("rewards.image.scene", "from flows import denoise"),
+        ("flows.policy", "def f():\n    import rewards.combine"),
+        ("studio.core.loss", "from studio.algorithms.grpo import GRPO"),
+        ("studio.core.loss", "from ..run import Run"),
+        ("studio.train", "from flows.guard import GRPOGuard"),
+        ("studio.train", "from studio import algorithms"),
+        ("studio.run", "from studio.core import Objective"),
+        ("ui.app", "from studio.train import train"),
+        ("ui.app", "import studio.core"),
+        ("pruning.ecodiff", "import rewards"),
+    ],
+)
+def test_a_forbidden_import_is_seen(module, source):
+    assert [name for name in imports(module, source) if not allowed(module, name)]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("rewards.image.scene", "from flows.shapes.world import parse\nfrom flows.shapes import world"),
+        ("flows.guard", "from studio.core import Objective\nfrom flows.policy import DenoisePolicy"),
+        ("studio.train", "from studio.core import policy_loss\nfrom studio import recipe"),
+        ("ui.runs", "from studio.run import RunView\nfrom ui import parts"),
+        ("studio.cli", "def train():\n    from studio.train import train"),
+    ],
+)
+def test_an_allowed_import_passes(module, source):
+    assert not [name for name in imports(module, source) if not allowed(module, name)]
+
+
+BLOCKED = """
+import importlib, sys
+from importlib.abc import MetaPathFinder
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"{{name}} is blocked by the test", name=name)
+
+sys.meta_path.insert(0, Blocked())
+failed = []
+for name in {names!r}:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        failed.append(f"{{name}}: {{type(error).__name__}}: {{error}}")
+print("\\n".join(failed))
+"""
+
+
+def import_without(blocked: tuple[str, ...], names: list[str]) -> str:
+    """What went wrong when a fresh interpreter imported these modules with some packages out of reach."""
+    code = BLOCKED.format(blocked=blocked, names=names)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_light_modules_do_not_load_torch():
+    names = [name for name in LIGHT if path_of(name).exists()]
+    assert import_without(("torch", "diffusers", "transformers"), names) == ""
+    assert "torch is blocked" in import_without(("torch",), ["studio.core"])
+
+
+def test_every_module_imports_without_optional_packages():
+    names = [name for name in modules() if not name.endswith("__main__")]
+    assert import_without(OPTIONAL, names) == ""
+
+
+def test_names_of_the_package_load_on_use():
+    import studio
+
+    assert studio.Rollout.__module__ == "studio.types"
+    assert all(getattr(studio, name) is not None for name in studio.__all__)
+    assert set(studio.__all__) <= set(dir(studio))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = studio.Nothing
