@@ -1,0 +1,3 @@
+"""Flow and diffusion policies."""
+
+POLICIES = {"denoise": "flows.policy:DenoisePolicy"}

@@ -1,0 +1,68 @@
+"""What is trained: LoRA adapters or all weights; how both are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from studio.errors import MissingError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+FULL_FOLDER = "transformer"
+
+
+def attach_lora(model: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: float) -> None:
+    """Freeze the network and add Gaussian-initialized adapters, kept in float32."""
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    model.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+    model.add_adapter(config)  # type: ignore[operator]
+    cast_training_params(model)
+
+
+def save_weights(pipeline, model: nn.Module, folder: Path, *, lora: bool) -> None:
+    """LoRA with the factor alpha/r folded into B (stock loaders then need no metadata), or the whole transformer."""
+    if not lora:
+        model.save_pretrained(folder / FULL_FOLDER)  # type: ignore[operator]
+        return
+    type(pipeline).save_lora_weights(folder, transformer_lora_layers=folded(model))
+
+
+def load_weights(model: nn.Module, folder: Path, *, lora: bool) -> None:
+    """Weights that `save_weights` wrote, into the present network."""
+    from safetensors.torch import load_file
+
+    file = folder / LORA_FILE if lora else folder / FULL_FOLDER / "diffusion_pytorch_model.safetensors"
+    if not file.is_file():
+        raise MissingError(f"{file}: expected trained weights, got no such file. Name a checkpoint folder of a run.")
+    stored = load_file(file)
+    if not lora:
+        model.load_state_dict(stored)
+        return
+    from peft.utils import set_peft_model_state_dict
+
+    rank, alpha = _scale(model)
+    state = {key.removeprefix("transformer."): value for key, value in stored.items()}
+    for key in state:
+        if "lora_B" in key:
+            state[key] = state[key] * (rank / alpha)
+    result = set_peft_model_state_dict(model, state)
+    if result.unexpected_keys:
+        raise MissingError(f"{file}: expected adapters of this network, got {result.unexpected_keys[:3]}. Use its own base model.")
+
+
+def folded(model: nn.Module) -> dict:
+    """The adapter's state with B' = (alpha/r)·B, so that strength 1 means what was trained."""
+    from peft.utils import get_peft_model_state_dict
+
+    rank, alpha = _scale(model)
+    state = get_peft_model_state_dict(model)
+    return {key: value * (alpha / rank) if "lora_B" in key else value for key, value in state.items()}
+
+
+def _scale(model: nn.Module) -> tuple[float, float]:
+    config = model.peft_config["default"]  # type: ignore[index]
+    return config.r, config.lora_alpha

@@ -1,0 +1,220 @@
+"""A backbone as a Policy: one row is an image, one decision is a noisy denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flows.adapter import load_weights, save_weights
+from flows.backbones.protocol import Backbone, Condition
+from flows.denoise import RowNoise, Taken, denoise
+from flows.sampler import Sampler
+from flows.schedule import even_grid
+from flows.sde import KERNELS, over, step_logp
+from studio.types import EVERY, Evaluation, Prompts, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseTrace:
+    """Where each noisy step started; its end is old.mean + old.std·old.noise."""
+
+    x: Tensor  # [B, T, *E]
+    sigma: Tensor  # [B, T]
+    sigma_next: Tensor  # [B, T]
+    level: Tensor  # [B, T]
+
+    def at(self, rows, steps=EVERY) -> DenoiseTrace:
+        return DenoiseTrace(
+            *(value[rows][:, steps] for value in (self.x, self.sigma, self.sigma_next, self.level))
+        )
+
+
+class DenoisePolicy:
+    """Samples images with noise on some steps, and evaluates those steps again with the network of the moment."""
+
+    provides = frozenset({"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref"})
+    reduction = "mean"  # of logp over E; the clip ranges of this field assume it
+
+    def __init__(self, backbone: Backbone, sampler: Sampler, *, seed: int = 0, lora: bool = False) -> None:
+        self.backbone, self.sampler, self.seed, self.lora = backbone, sampler, seed, lora
+        self.model: nn.Module = backbone.network  # stays the bare network when backbone.network gets wrapped
+        self.device = next(self.model.parameters()).device
+        self._conditions: dict[str, Condition] = {}
+        self._frozen: list[Tensor] | None = None
+
+    def sample(
+        self,
+        rows: Prompts,
+        *,
+        group: Tensor,
+        seeds: Sequence[int],
+        step: int,
+        finished: Callable[[Prompts, Tensor], None] | None = None,
+        micro: int | None = None,
+    ) -> Rollout:
+        """One image a row with a record of its noisy steps; `finished` sees every micro-batch of images as it is done."""
+        sigmas = self.grid(self.sampler.steps)
+        window = self.sampler.window.steps(self.sampler.steps, step, self.seed)
+        levels = [self.sampler.level if index in window else 0.0 for index in range(self.sampler.steps)]
+        images, taken = [], []
+        with torch.no_grad():
+            for part in range(0, len(rows), micro or len(rows)):
+                cut = range(part, min(part + (micro or len(rows)), len(rows)))
+                noise = RowNoise([seeds[i] for i in cut], self.backbone.latent_shape)
+                start = noise() if not self.sampler.same_noise else self._shared_start(group[list(cut)], step)
+                steps: list[Taken] = []
+                latents = denoise(
+                    self.velocity(rows.take(cut).text),
+                    start.to(self.device),
+                    sigmas,
+                    levels=levels,
+                    kernel=KERNELS[self.sampler.kernel],
+                    noise=noise,
+                    record=lambda done, steps=steps: steps.append(done) if done.noise is not None else None,
+                )
+                images.append(self.backbone.decode(latents))
+                taken.append(steps)
+                if finished is not None:
+                    finished(rows.take(cut), images[-1])
+        old = Evaluation(
+            mean=_stack(taken, lambda s: s.step.mean),
+            std=_stack(taken, lambda s: s.step.std),
+            noise=_stack(taken, lambda s: s.noise),
+            dt=_stack(taken, lambda s: s.sigma - s.sigma_next),
+            jacobian=_stack(taken, lambda s: s.step.jacobian),
+            logp=_stack(taken, lambda s: step_logp(self.sampler.kernel)(s.x_next, s.step.mean, s.step.std)),
+        )
+        trace = DenoiseTrace(
+            _stack(taken, lambda s: s.x),
+            _stack(taken, lambda s: s.sigma),
+            _stack(taken, lambda s: s.sigma_next),
+            _stack(taken, lambda s: s.level),
+        )
+        mask = self._mask(seeds, len(window)).to(self.device)
+        return Rollout(rows, torch.cat(images), trace, mask, group.to(self.device), old, seeds=list(seeds))
+
+    def evaluate(self, rollout: Rollout) -> Evaluation:
+        """The recorded steps under the current network: all rows and steps in one batch."""
+        trace: DenoiseTrace = rollout.trace  # type: ignore[assignment]
+        rows, steps = trace.sigma.shape
+        x, t, after, level = (v.flatten(0, 1) for v in (trace.x, trace.sigma, trace.sigma_next, trace.level))
+        texts = [text for text in rollout.prompts.text for _ in range(steps)]
+        v = self.velocity(texts)(x, t).float()
+        step = KERNELS[self.sampler.kernel](x, v, t, after, level)
+        x_next = rollout.old.mean + over(rollout.old.std, rollout.old.mean) * rollout.old.noise
+        logp = step_logp(self.sampler.kernel)(x_next.flatten(0, 1), step.mean, step.std)
+
+        def fold(value: Tensor) -> Tensor:
+            return value.unflatten(0, (rows, steps))
+
+        return Evaluation(
+            logp=fold(logp),
+            mean=fold(step.mean),
+            std=fold(step.std),
+            noise=rollout.old.noise,
+            dt=fold(t - after),
+            jacobian=fold(step.jacobian),
+            velocity=fold(v),
+        )
+
+    @torch.no_grad()
+    def images(self, texts: list[str], seeds: Sequence[int], *, micro: int = 128, steps: int | None = None) -> Tensor:
+        """Evaluation images [N, 3, H, W]: the ODE, eval_steps long; row i depends on seeds[i] alone."""
+        sigmas = self.grid(steps or self.sampler.eval_steps)
+        done = []
+        for part in range(0, len(texts), micro):
+            start = RowNoise(seeds[part : part + micro], self.backbone.latent_shape)().to(self.device)
+            done.append(self.backbone.decode(denoise(self.velocity(texts[part : part + micro]), start, sigmas)))
+        return torch.cat(done)
+
+    def velocity(self, texts: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The guided velocity for these prompts:  v_uncond + w·(v_cond - v_uncond),  one forward of doubled batch."""
+        weight = self.sampler.guidance
+        if weight == 1:
+            condition = self._condition(texts)
+            return lambda x, sigma: self.backbone.velocity(x, sigma, condition)
+        both = self._condition([""] * len(texts) + texts)
+
+        def guided(x: Tensor, sigma: Tensor) -> Tensor:
+            v = self.backbone.velocity(torch.cat([x, x]), torch.cat([sigma, sigma]), both)
+            free, conditional = v.float().chunk(2)
+            return free + weight * (conditional - free)
+
+        return guided
+
+    def grid(self, steps: int) -> Tensor:
+        """The sigma grid of the recipe, the same in rollout, replay and evaluation."""
+        if self.sampler.grid == "even":
+            return even_grid(steps, self.sampler.grid_shift)
+        return self.backbone.sigmas(steps)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The frozen reference: adapters off, or the initial weights swapped in for full fine-tuning."""
+        if self.lora:
+            self.model.disable_adapters()  # type: ignore[operator]
+            try:
+                yield
+            finally:
+                self.model.enable_adapters()  # type: ignore[operator]
+            return
+        if self._frozen is None:
+            raise RuntimeError("reference: expected keep_reference() before the first update, got no stored weights.")
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def keep_reference(self) -> None:
+        """Store the present weights as the reference; adapters need no copy."""
+        if not self.lora:
+            self._frozen = [p.detach().clone() for p in self.trainable()]
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def save(self, folder: Path) -> None:
+        """The trained weights: a LoRA file that diffusers loads, or the transformer; safetensors."""
+        save_weights(self.backbone.pipeline, self.model, folder, lora=self.lora)
+
+    def load(self, folder: Path) -> None:
+        load_weights(self.model, folder, lora=self.lora)
+
+    def _condition(self, texts: list[str]) -> Condition:
+        missing = [text for text in dict.fromkeys(texts) if text not in self._conditions]
+        if missing:
+            with torch.no_grad():
+                fresh = self.backbone.encode(missing)
+            for row, text in enumerate(missing):
+                self._conditions[text] = {name: value[row].clone() for name, value in fresh.items()}
+        kept = [self._conditions[text] for text in texts]
+        return {name: torch.stack([row[name] for row in kept]) for name in kept[0]}
+
+    def _mask(self, seeds: Sequence[int], steps: int) -> Tensor:
+        kept = max(1, round(steps * self.sampler.train_fraction))
+        if kept == steps:
+            return torch.ones(len(seeds), steps, dtype=torch.bool)
+        orders = [torch.randperm(steps, generator=torch.Generator().manual_seed(int(s) ^ 1)) for s in seeds]
+        return torch.stack([order < kept for order in orders])
+
+    def _shared_start(self, group: Tensor, step: int) -> Tensor:
+        seeds = [hash((self.seed, step, int(g))) & (2**63 - 1) for g in group]
+        return RowNoise(seeds, self.backbone.latent_shape)()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, stored in zip(self.trainable(), self._frozen or (), strict=True):
+            current = parameter.detach().clone()
+            parameter.copy_(stored)
+            stored.copy_(current)
+
+
+def _stack(taken: list[list[Taken]], pick: Callable[[Taken], Tensor]) -> Tensor:
+    """Rows of all micro-batches, steps side by side: [B, T, ...]."""
+    return torch.cat([torch.stack([pick(step) for step in steps], dim=1) for steps in taken])
