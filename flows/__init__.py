@@ -1,3 +1,3 @@
 """Flow and diffusion policies."""
 
-POLICIES = {"denoise": "flows.policy:DenoisePolicy"}
+POLICIES = {"denoise": "flows.recipe:Denoise"}

@@ -1,18 +1,48 @@
-"""Line charts as SVG text, for pages without scripts: which points go where, and what the axes say."""
+"""Line charts as SVG text, for pages without scripts: which points go where, what the axes and captions say."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 LIMIT = 8  # lines that an eye still tells apart
 # The colors of Okabe and Ito, which stay apart for color-blind readers; yellow is darkened, as it drowns on white.
-# A page may set --line-1 to --line-8, e.g. brighter ones on a dark ground. The second four are dashed as well.
+# On a dark ground STYLE replaces them by brighter ones. The second four are dashed as well.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b27d00", "#3a9bd9", "#8a7d00", "#555555")
 LEFT, RIGHT, BOTTOM, TITLE, ROW = 64, 16, 42, 32, 17  # margins, height of the title and of a row of the legend [px]
 LETTER = 6.4  # mean width of a character at 11 px
 DOTS = 40  # up to this many points each is marked and tells its value under the pointer
+STYLE = """
+:root{color-scheme:light dark;--paper:#f7f7f5;--card:#fff;--ink:#1b1d21;--soft:#5f656e;--edge:#e4e4e0;--bad:#b3261e;
+--bad-paper:#fdeceb;--accent:#0b62a8}@media(prefers-color-scheme:dark){:root{--paper:#131417;--card:#1c1e22;
+--ink:#e9e9e6;--soft:#a2a8b1;--edge:#303339;--bad:#ff8a80;--bad-paper:#3a1f1f;--accent:#6db8f2}}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
+main{max-width:1100px;margin:auto;padding:56px 24px 96px}h1,h2{line-height:1.2;letter-spacing:-.02em;margin:4px 0 8px}
+h1{font-size:2.1rem}h2{font-size:1.35rem;margin-top:64px}p{margin:0 0 16px;max-width:76ch}*{overflow-wrap:anywhere}
+.soft,dt,figcaption,.pair span,thead th,.group th{color:var(--soft)}dt,figcaption,thead th,.group th{font-size:.84rem}
+.eyebrow{color:var(--accent);font-size:.8rem;font-weight:600;letter-spacing:.08em;text-transform:uppercase;margin:0}
+dl{display:flex;flex-wrap:wrap;gap:12px 40px;margin:24px 0 0}dd,.tile b{margin:0;font-weight:600}
+.grid{display:grid;gap:20px;margin-top:16px;--least:300px;align-items:start;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--least)),1fr))}.two{--least:420px}.tiles{--least:200px;
+margin-top:32px}.card{background:var(--card);border:1px solid var(--edge);border-radius:14px;padding:18px;
+margin:16px 0 0;min-width:0;overflow-x:auto}.grid>.card{margin:0}.tile{font-size:.84rem}.tile b{display:block;
+font-size:1.7rem;line-height:1.35}.wide svg{min-width:640px}.two svg{min-width:400px}figcaption{margin-top:10px}
+figcaption b{display:block;color:var(--ink);font-weight:600}.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}
+.pair span{display:block;font-size:.75rem;margin-bottom:4px}.pair img{display:block;width:100%;border-radius:8px}
+.pixel{image-rendering:pixelated}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:9px 14px;text-align:right;border-bottom:1px solid var(--edge);font-weight:500;white-space:nowrap}
+tr>:first-child{text-align:left;padding-left:0}tr>:last-child{padding-right:0}
+.events td:last-child{text-align:left;white-space:normal;width:99%}.group th{padding-top:24px}
+tbody tr:last-child>*{border-bottom:0}.bad>*,.note{color:var(--bad);font-weight:600}.note{background:var(--bad-paper);
+border-radius:10px;padding:10px 16px;margin-top:20px;max-width:none}pre{white-space:pre-wrap;
+font:.8rem/1.6 ui-monospace,Menlo,Consolas,monospace;margin:12px 0 0}.pair pre{margin:0}summary{cursor:pointer;
+font-weight:600}
+svg{display:block;width:100%;height:auto;min-width:280px}:root{--grid:#ebebe8;--axis:#a3a39f}
+@media(prefers-color-scheme:dark){:root{--grid:#2a2d32;--axis:#62666d;--line-1:#56b4e9;--line-2:#ff7f3f;
+--line-3:#2fc79a;--line-4:#e39cc4;--line-5:#e69f00;--line-6:#8fb8ff;--line-7:#f0e442;--line-8:#b8b8b8}}
+"""  # the page around the charts, in light and dark
 
 Points = list[tuple[float, float]]
 
@@ -63,6 +93,28 @@ def finite(points: Sequence[tuple[float, float | None]]) -> Points:
     return sorted(kept, key=lambda point: point[0])
 
 
+def normalized(points: Points) -> Points:
+    """The points with their lowest value at 0 and their highest at 1; a constant stands at one half."""
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    return [(x, (y - low) / (high - low) if high > low else 0.5) for x, y in points]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, sign: str = "") -> str:
+    """Four digits of a number, with "+" as `sign` also for positive ones; a dash for what is none."""
+    if not is_number(value):
+        return "–"
+    form = ",.0f" if abs(value) >= 1e4 else ".4g"
+    return f"{value:{sign}{form}}".replace("-", "−")
+
+
+def change(old: Any, new: Any) -> str:
+    return number(new - old if is_number(old) and is_number(new) else None, "+")
+
+
 def nice_ticks(low: float, high: float, count: int = 5, *, least: float = 0.0) -> list[float]:
     """About `count` multiples of 1, 2 or 5 times a power of ten, from the last at most `low` to the first from `high`.
 
@@ -77,9 +129,7 @@ def nice_ticks(low: float, high: float, count: int = 5, *, least: float = 0.0) -
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
     """Ticks with as many digits as their distance asks for, in scientific notation when very small or large."""
-    step, largest = ticks[-1] - ticks[0], max(abs(tick) for tick in ticks)
-    if len(ticks) > 1:
-        step /= len(ticks) - 1
+    step, largest = (ticks[-1] - ticks[0]) / max(1, len(ticks) - 1), max(abs(tick) for tick in ticks)
     order = math.floor(math.log10(step) + 1e-9) if step > 0 else 0
     if step >= 0.9e-3 and largest < 1e6 or step == 0:
         return [f"{tick:.{max(0, -order)}f}" if tick else "0" for tick in ticks]
@@ -118,11 +168,11 @@ def _axes(
     for tick, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
         y = _place((bounds[0], tick), frame, bounds)[1]
         parts.append(f'<path d="M{left} {y:.1f}H{right}" style="stroke:var(--grid,#e3e3e0)"/>')
-        parts.append(_text(left - 7, y + 4, label, "end"))
+        parts.append(_text(left - 7, y + 4, label.replace("-", "−"), "end"))
     for tick, label in zip(x_ticks, tick_labels(x_ticks or [0.0]), strict=False):
         x = _place((tick, bounds[1]), frame, bounds)[0]
         parts.append(f'<path d="M{x:.1f} {bottom}v4" style="stroke:var(--axis,#9a9a96)"/>')
-        parts.append(_text(x, bottom + 16, label, "middle"))
+        parts.append(_text(x, bottom + 16, label.replace("-", "−"), "middle"))
     parts.append(f'<path d="M{left} {bottom}H{right}" style="stroke:var(--axis,#9a9a96)"/>')
     parts.append(_text((left + right) / 2, bottom + 34, x_label, "middle"))
     middle = (top + bottom) / 2
@@ -190,7 +240,7 @@ def _summary(lines: Mapping[str, Points], x_label: str, y_label: str) -> str:
     for name, points in lines.items():
         if points:
             (x0, y0), (x1, y1) = points[0], points[-1]
-            told.append(f"{name}: {y0:.4g} at {x0:g}, {y1:.4g} at {x1:g}, {len(points)} points.")
+            told.append(f"{name}: {number(y0)} at {x0:g}, {number(y1)} at {x1:g}, {len(points)} points.")
         else:
             told.append(f"{name}: no data.")
     return " ".join(told)

@@ -1,31 +1,29 @@
-"""One HTML file about a run: what changed, whether the gain is real, and what training looked like.
+"""One HTML file about a run: what changed, whether the gain is real, and how training went.
 
 The page loads nothing: pictures are data URIs, charts are SVG, and there is no script.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import shlex
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from studio.chart import LIMIT, Points, finite, line_chart
-from studio.files import replace
+from studio.chart import LIMIT, STYLE, Points, change, finite, is_number, line_chart, normalized, number
+from studio.files import as_json, replace
 from studio.run import RunView
 
-PAIRS = 24  # pictures are most of the size of the file
-EVENTS = 200
+PAIRS, EVENTS = 24, 200  # at most; pictures are most of the size of the file
 SIGMAS = 3.0  # a guard further than this from the base model is flagged, as in rewards/guards.py
 SMALL = 128  # pictures up to this width are enlarged without smoothing
 MIME = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 ROUTINE = ("state", "checkpoint", "resumed")
+BAD = ' class="bad"'
 KNOWN = ("prompts", "before", "after", "seconds", "guard_sigmas")
-PROXY, GOLD = "reward/mean", "reward/held_out."
+PROXY, GOLD, X = "reward/mean", "reward/held_out.", "training step"
 RATIO = {  # statistics per denoising step, in the order shown
     "shift": "Mean of the ratio the loss uses, minus one: at 0, clipping holds good and bad samples alike.",
     "std": "Spread of the ratio the loss uses: where steps spread alike, one clip range fits all of them.",
@@ -36,49 +34,17 @@ RATIO = {  # statistics per denoising step, in the order shown
     "below": "Share of decisions clipped from below: about as large as from above when the ratio is centered.",
     "grad_norm": "Length of the gradient that this denoising step adds: alike when no step dominates training.",
 }
-STYLE = """
-:root{color-scheme:light dark;--paper:#f7f7f5;--card:#fff;--ink:#1b1d21;--soft:#5f656e;--edge:#e4e4e0;--grid:#ebebe8;
---axis:#a3a39f;--bad:#b3261e;--bad-paper:#fdeceb;--accent:#0b62a8}
-@media(prefers-color-scheme:dark){:root{--paper:#131417;--card:#1c1e22;--ink:#e9e9e6;--soft:#a2a8b1;--edge:#303339;
---grid:#2a2d32;--axis:#62666d;--bad:#ff8a80;--bad-paper:#3a1f1f;--accent:#6db8f2;--line-1:#56b4e9;--line-2:#ff7f3f;
---line-3:#2fc79a;--line-4:#e39cc4;--line-5:#e69f00;--line-6:#8fb8ff;--line-7:#f0e442;--line-8:#b8b8b8}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:1100px;margin:auto;padding:56px 24px 96px}h1,h2{line-height:1.2;letter-spacing:-.02em;margin:0 0 8px}
-h1{font-size:2.1rem;overflow-wrap:anywhere}h2{font-size:1.35rem;margin-top:64px}h3{font-size:1rem;margin:36px 0 4px}
-p{margin:0 0 16px;max-width:76ch;overflow-wrap:anywhere}.soft,dt,figcaption,.pair span,thead th{color:var(--soft)}
-.eyebrow{color:var(--accent);font-size:.8rem;font-weight:600;letter-spacing:.08em;text-transform:uppercase;margin:0}
-dl{display:flex;flex-wrap:wrap;gap:12px 40px;margin:24px 0 0}dt,.tile span,figcaption,thead th,.group th{font-size:.84rem}
-dd{margin:0;font-weight:600;overflow-wrap:anywhere}.grid{display:grid;gap:20px;margin-top:16px;align-items:start}
-.tiles{grid-template-columns:repeat(auto-fit,minmax(min(100%,200px),1fr));margin-top:32px}
-.two{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr))}
-.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
-.card{background:var(--card);border:1px solid var(--edge);border-radius:14px;padding:18px;margin:16px 0 0;min-width:0;
-overflow-x:auto}.grid>.card{margin:0}.tile b{display:block;font-size:1.7rem;line-height:1.3;letter-spacing:-.02em}
-svg{display:block;width:100%;height:auto;min-width:280px}.wide svg{min-width:640px}.two svg{min-width:400px}
-figcaption{margin-top:10px}figcaption b{display:block;color:var(--ink);font-weight:600;overflow-wrap:anywhere}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}.pair span{display:block;font-size:.75rem;margin-bottom:4px}
-.pair img{display:block;width:100%;border-radius:8px;background:var(--edge)}.pixel{image-rendering:pixelated}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:9px 14px;text-align:right;
-border-bottom:1px solid var(--edge);font-weight:500}tr>:first-child{text-align:left;padding-left:0}
-tr>:last-child{padding-right:0}.group th{padding-top:24px;color:var(--soft)}tbody tr:last-child>*{border-bottom:0}
-td.words{text-align:left;overflow-wrap:anywhere;width:99%}.bad>*{color:var(--bad);font-weight:600}
-.note{background:var(--bad-paper);color:var(--bad);border-radius:10px;padding:10px 16px;margin-top:20px}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;font:.8rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;
-margin:12px 0 0}.pair pre{margin:0}summary{cursor:pointer;font-weight:600}
-"""
 
 
 def write_report(folder: Path) -> Path:
     """Read the run in `folder` and write export/report.html in it; the same run gives the same bytes."""
     view = RunView.open(folder)
-    body = [_head(view), _results(view), _pictures(view), _curves(view), _events(view), _setup(view)]
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser holds the page to its promise
+    body = "".join(part(view) for part in (_head, _results, _pictures, _curves, _events, _setup))
+    promise = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # browsers then load nothing
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(view.name)} · alignment studio</title><style>{STYLE}</style></head>
-<body><main>{"".join(body)}</main></body></html>
+<meta http-equiv="Content-Security-Policy" content="{promise}"><title>{escape(view.name)} · alignment studio</title>
+<style>{STYLE}</style></head><body><main>{body}</main></body></html>
 """
     path = view.file("export/report.html")
     path.parent.mkdir(exist_ok=True)
@@ -87,23 +53,18 @@ def write_report(folder: Path) -> Path:
 
 
 def _head(view: RunView) -> str:
-    recipe = view.recipe if view.file("recipe.yaml").is_file() else {}
-    status, summary = view.status, view.summary or {}
+    status, summary, recipe = view.status, view.summary or {}, view.recipe if view.file("recipe.yaml").is_file() else {}
     seconds = summary.get("seconds") or status.get("heartbeat", 0) - status.get("started", 0)
-    total = f" of {status['total_steps']}" if status["total_steps"] else ""
     facts = {
-        "Algorithm": _named(recipe.get("algorithm"), "name"),
-        "Model": _named(recipe.get("policy") or recipe.get("model"), "model", "id", "name"),
-        "Steps": f"{status['step']}{total}",
-        "Time": _duration(seconds) if seconds > 0 else None,
-        "Prompts": summary.get("prompts"),
+        "Algorithm": _named(recipe.get("algorithm")),
+        "Model": _named(recipe.get("policy") or recipe.get("model")),
+        "Steps": f"{status['step']} of {status['total_steps'] or 'unknown'}",
+        "Time": f"{number(seconds)} s" if seconds < 600 else f"{number(seconds / 60)} min",
         "State": status["state"],
-        **{key.replace("_", " ").capitalize(): _number(summary[key]) for key in summary if _extra(key, summary[key])},
     }
-    cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v)
+    facts |= {key: number(value) for key, value in summary.items() if key not in KNOWN and is_number(value)}
     reason = f'<p class="note">{escape(str(status["reason"]))}</p>' if status.get("reason") else ""
-    title = f'<p class="eyebrow">Alignment report</p><h1>{escape(view.name)}</h1>'
-    return f"<header>{title}<dl>{cells}</dl>{reason}</header>"
+    return f'<p class="eyebrow">Alignment report</p><h1>{escape(view.name)}</h1>{_facts(facts)}{reason}'
 
 
 def _results(view: RunView) -> str:
@@ -112,34 +73,22 @@ def _results(view: RunView) -> str:
     before, after = summary.get("before") or {}, summary.get("after") or {}
     if not before and not after:
         return _section("Before and after", "There is no summary.json with figures from before and after training.")
-    rewards = [name for name in before | after if name != "guards"]
-    old_guards, new_guards = before.get("guards") or {}, after.get("guards") or {}
-    guards, sigmas = list(old_guards | new_guards), summary.get("guard_sigmas") or {}
-    rows = [_row(name, before.get(name), after.get(name)) for name in rewards]
-    if guards:
-        rows.append('<tr class="group"><th colspan="5">Guards, which no reward looks at</th></tr>')
-    rows += [_row(name, old_guards.get(name), new_guards.get(name), sigmas.get(name)) for name in guards]
+    old, new = (side.get("guards") or {} for side in (before, after))
+    sigmas = {name: value for name, value in (summary.get("guard_sigmas") or {}).items() if is_number(value)}
+    far, tiles, rows = [name for name in old | new if abs(sigmas.get(name, 0)) > SIGMAS], [], []
+    for name, a, b in ((name, before.get(name), after.get(name)) for name in before | after if name != "guards"):
+        told = f'{escape(name)}<b>{number(b)}</b><span class="soft">{change(a, b)} from {number(a)}</span>'
+        tiles.append(f'<div class="card tile">{told}</div>')
+        rows.append(_row(name, number(a), number(b), change(a, b), ""))
+    rows += ['<tr class="group"><th colspan="5">Guards, which no reward looks at</th></tr>'] if old or new else []
+    for name, a, b in ((name, old.get(name), new.get(name)) for name in old | new):
+        shift = f"{'⚠ ' if name in far else ''}{number(sigmas[name], '+')} σ" if name in sigmas else ""
+        rows.append(_row(name, number(a), number(b), change(a, b), shift, bad=name in far))
     text = f"Over {summary['prompts']} prompts. " if "prompts" in summary else ""
-    if guards and sigmas:
-        flagged = ", ".join(name for name in guards if _far(sigmas.get(name)))
-        text += "Shift is in standard deviations (σ) of the base model. "
-        text += f"Beyond {SIGMAS:g} σ: {flagged}." if flagged else f"No guard is beyond {SIGMAS:g} σ."
-    elif guards:
-        text += "How far the guards moved in standard deviations of the base model was not recorded."
-    tiles = "".join(
-        f'<div class="card tile"><span class="soft">{escape(name)}</span><b>{_number(after.get(name))}</b><span '
-        f'class="soft">{_change(before.get(name), after.get(name))} from {_number(before.get(name))}</span></div>'
-        for name in rewards[:4]
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("", "before", "after", "change", "shift"))
-    table = f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    return f'<div class="grid tiles">{tiles}</div>' + _section("Before and after", text, table)
-
-
-def _row(name: str, old: Any, new: Any, sigma: Any = None) -> str:
-    shift = f"{'⚠ ' if _far(sigma) else ''}{_number(sigma, '+')} σ" if _is_number(sigma) else ""
-    cells = "".join(f"<td>{cell}</td>" for cell in (_number(old), _number(new), _change(old, new), shift))
-    return f"<tr{' class="bad"' if _far(sigma) else ''}><th>{escape(name)}</th>{cells}</tr>"
+    flagged = f"beyond {SIGMAS:g} σ: {', '.join(far) or 'no guard'}." if sigmas else "it was not recorded for guards."
+    text += f"Shift is in standard deviations (σ) of the base model; {flagged}"
+    table = _table(("", "before", "after", "change", "shift"), rows)
+    return _grid(tiles[:4], "tiles") + _section("Before and after", text, table)
 
 
 def _pictures(view: RunView) -> str:
@@ -147,141 +96,155 @@ def _pictures(view: RunView) -> str:
     steps = view.sample_steps()
     if 0 not in steps or steps[-1] == 0:
         return _section("Samples", "There are no samples of both step 0 and a later step to compare.")
-    before, after = (
-        {(str(r.get("prompt_id")), str(r.get("sample_id"))): r for r in view.samples(s)} for s in (0, steps[-1])
-    )
-    pairs = [(before[key], after[key]) for key in before if key in after]
-    changes = [{k: new[k] - old[k] for k in old if k in new} for old, new in ((_rewards(a), _rewards(b)) for a, b in pairs)]
-    names = list(dict.fromkeys(name for change in changes for name in change))
-    largest = {name: max(abs(change.get(name, 0)) for change in changes) or 1.0 for name in names}
-    size = [max((abs(value) / largest[name] for name, value in change.items()), default=-1) for change in changes]
+    keys = ("prompt_id", "sample_id")
+    old, new = ({tuple(str(r.get(k)) for k in keys): r for r in view.samples(step)} for step in (0, steps[-1]))
+    pairs = [(old[key], new[key]) for key in old if key in new]
+    rewards = [[{k: x for k, x in r.get("rewards", {}).items() if is_number(x)} for r in pair] for pair in pairs]
+    moves = [{name: b[name] - a[name] for name in a if name in b} for a, b in rewards]
+    by_name = {name: [m[name] for m in moves if name in m] for name in dict.fromkeys(n for m in moves for n in m)}
+    # every reward has its own scale, so a change counts relative to the largest one of that reward
+    largest = {name: max(map(abs, values)) or 1.0 for name, values in by_name.items()}
+    size = [max((abs(value) / largest[name] for name, value in move.items()), default=-1) for move in moves]
     order = sorted(range(len(pairs)), key=lambda i: -size[i])[:PAIRS]
     text = f"Step 0 beside step {steps[-1]}, matched by prompt and sample number: {len(order)} of {len(pairs)} pairs, "
-    if names:
-        text += "those whose reward changed most come first, so they are not typical. Over all pairs, "
-        text += "; ".join(_tally(name, [change[name] for change in changes if name in change]) for name in names) + "."
-    else:
-        text += "in the order of the run, as no rewards were recorded with them."
-    figures = "".join(_figure(*pairs[i], steps[-1]) for i in order)
-    return _section("Samples", text, f'<div class="grid three">{figures}</div>')
+    text += "most changed reward first, so not typical." if by_name else "in the order of the run, without rewards."
+    for name, values in by_name.items():
+        up, down = sum(x > 0 for x in values), sum(x < 0 for x in values)
+        text += f" Over all pairs, {name} rose in {up}, fell in {down} and stayed in {len(values) - up - down}."
+    return _section("Samples", text, _grid(_figure(*pairs[i], *rewards[i]) for i in order))
 
 
-def _rewards(record: Mapping[str, Any]) -> dict[str, float]:
-    rewards = record.get("rewards") or {"reward": record.get("reward")}
-    return {name: value for name, value in rewards.items() if _is_number(value)}
-
-
-def _tally(name: str, changes: Sequence[float]) -> str:
-    up, down = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
-    return f"{name} rose in {up}, fell in {down} and stayed in {len(changes) - up - down}"
-
-
-def _figure(old: Mapping[str, Any], new: Mapping[str, Any], last: int) -> str:
-    a, b = _rewards(old), _rewards(new)
-    told = "<br>".join(f"{escape(k)} {_number(a.get(k))} → {_number(b.get(k))} ({_change(a.get(k), b.get(k))})" for k in a | b)
-    sides = "".join(f"<div><span>step {s}</span>{_sample(r)}</div>" for s, r in ((0, old), (last, new)))
-    prompt = escape(str(new.get("prompt", "no prompt recorded")))
-    return f'<figure class="card"><div class="pair">{sides}</div><figcaption><b>{prompt}</b>{told}</figcaption></figure>'
+def _figure(old: Mapping[str, Any], new: Mapping[str, Any], a: Mapping[str, float], b: Mapping[str, float]) -> str:
+    told = [f"{name} {number(a.get(name))} → {number(b.get(name))}" for name in {**a, **b}]
+    sides = "".join(f"<div><span>step {record.get('step')}</span>{_sample(record)}</div>" for record in (old, new))
+    caption = f"<b>{escape(str(new.get('prompt', 'prompt not recorded')))}</b>{'<br>'.join(map(escape, told))}"
+    return _card(f'<div class="pair">{sides}</div>', caption)
 
 
 def _sample(record: Mapping[str, Any]) -> str:
-    if "text" in record:
-        return f"<pre>{escape(str(record['text']))}</pre>"
-    file = record["file"]
-    if file.suffix not in MIME or not file.is_file():
-        return '<span class="soft">This picture is missing.</span>'
-    data = b64encode(file.read_bytes()).decode()
-    pixel = ' class="pixel"' if (record.get("width") or SMALL + 1) <= SMALL else ""
-    alt = escape(f"{record.get('prompt', '')}, step {record.get('step')}")
+    file, told = record["file"], escape(str(record.get("text", "This picture is missing.")))
+    if "text" in record or file.suffix not in MIME or not file.is_file():
+        return f"<pre>{told}</pre>"
+    pixel = ' class="pixel"' if record.get("width", SMALL + 1) <= SMALL else ""
+    alt, data = escape(f"{record.get('prompt')}, step {record.get('step')}"), b64encode(file.read_bytes()).decode()
     return f'<img{pixel} alt="{alt}" src="data:{MIME[file.suffix]};base64,{data}">'
 
 
 def _curves(view: RunView) -> str:
     """Rewards, loss and time; ratio statistics per denoising step; guards."""
-    lines: dict[str, Points] = {}
+    logged: dict[str, list[tuple[float, float | None]]] = {}
     for record in view.metrics().records:
         for name in record.keys() - {"t", "step"}:
-            lines.setdefault(name, []).append((record["step"], record[name]))
-    lines = {name: points for name in sorted(lines) if (points := finite(lines[name]))}
+            logged.setdefault(name, []).append((record["step"], record[name]))
+    lines = {name: points for name in sorted(logged) if (points := finite(logged[name]))}
     gold = [name for name in lines if name.startswith(GOLD)]
     wanted = [PROXY, *gold, "loss/total", "time/step"]
     text = "".join(f"{name} was not recorded. " for name in wanted if name not in lines)
-    text += "" if gold else "No held-out reward was recorded, so nothing here tells a real gain from a gamed reward."
-    both, note = [name for name in [PROXY, *gold][:LIMIT] if name in lines], ""
-    if gold and PROXY in lines:
-        fell = [name for name in gold if _rise(lines[name]) < 0 < _rise(lines[PROXY])]
-        note = f'<p class="note">⚠ From first to last record {PROXY} rose while {escape(", ".join(fell))} fell.</p>'
-        chart = line_chart({n: _normalized(lines[n]) for n in both}, title="Proxy against gold", x_label=X,
-                           y_label="share of own range", width=1020, height=340)
-        told = "Each curve fills its own range, 0 at its lowest and 1 at its highest: compare directions, not heights."
-        note = (note if fell else "") + f'<figure class="card wide">{chart}<figcaption>{told}</figcaption></figure>'
-    page = _section("Training", text, note + _charts(_single(lines, wanted)))
-    page += _section("Ratio by denoising step", *_ratios(lines))
-    guards = _charts(_single(lines, [name for name in lines if name.startswith("sample/")]))
-    return page + _section("Guards over time", "" if guards else "No guards were recorded during training.", guards)
+    if not gold:
+        text += "No held-out reward was recorded, so nothing here tells a real gain from a gamed reward."
+    both = _against(lines, gold) if gold and PROXY in lines else ""
+    training = _section("Training", text, both + _single(lines, wanted))
+    ratios, guards = _ratios(lines), _single(lines, [name for name in lines if name.startswith("sample/")])
+    text = "One line for each trained denoising step t." if ratios else "No ratios were recorded by denoising step."
+    training += _section("Ratio by denoising step", text, ratios)
+    return training + _section("Guards over time", "" if guards else "No guards were recorded in training.", guards)
 
 
-def _ratios(lines: Mapping[str, Points]) -> tuple[str, str]:
-    found: dict[str, dict[int, Points]] = {}
+def _against(lines: Mapping[str, Points], gold: Sequence[str]) -> str:
+    """Proxy and gold in one chart, after a warning when they moved apart."""
+    rise = {name: lines[name][-1][1] - lines[name][0][1] for name in (PROXY, *gold)}
+    fell = escape(", ".join(name for name in gold if rise[name] < 0 < rise[PROXY]))
+    shown = {name: normalized(lines[name]) for name in (PROXY, *gold)[:LIMIT]}
+    svg = line_chart(shown, title="Proxy against gold", x_label=X, y_label="share of range", width=1020, height=340)
+    note = f'<p class="note">⚠ From first to last record {PROXY} rose while {fell} fell.</p>' if fell else ""
+    told = "Each curve fills its own range, from 0 at its lowest to 1 at its highest: compare directions, not heights."
+    return f'{note}<div class="wide">{_card(svg, told)}</div>'
+
+
+def _ratios(lines: Mapping[str, Points]) -> str:
+    found: dict[str, dict[int, Points]] = {name: {} for name in RATIO}
     for name in lines:
         if match := re.fullmatch(r"ratio/(\w+)@(\d+)", name):
             found.setdefault(match[1], {})[int(match[2])] = lines[name]
-    charts = []
-    for statistic in sorted(found, key=lambda s: (list(RATIO).index(s) if s in RATIO else len(RATIO), s)):
-        steps, told = sorted(found[statistic]), RATIO.get(statistic, "Logged for each denoising step.")
+    cards = []
+    for name, by_step in found.items():
+        steps, told = sorted(by_step), RATIO.get(name, "Logged for each denoising step.")
         if len(steps) > LIMIT:
             told += f" Shown are {LIMIT} of {len(steps)} steps."
             steps = [steps[round(k * (len(steps) - 1) / (LIMIT - 1))] for k in range(LIMIT)]
-        shown = {f"t = {t}": found[statistic][t] for t in steps}
-        charts.append((line_chart(shown, title=f"ratio/{statistic}", x_label=X, y_label=statistic), told))
-    text = "One line for each trained denoising step t; t = 0 is the noisiest." if charts else NO_RATIO
-    return text, _charts(charts, "two")
+        if steps:
+            shown = {f"t = {t}": by_step[t] for t in steps}
+            cards.append(_card(line_chart(shown, title=f"ratio/{name}", x_label=X, y_label=name, width=480), told))
+    return _grid(cards, "two")
 
 
-def _single(lines: Mapping[str, Points], names: Iterable[str]) -> list[tuple[str, str]]:
+def _single(lines: Mapping[str, Points], names: Iterable[str]) -> str:
     """Small charts of one metric each, with its first and last value."""
-    return [
-        (
-            line_chart({n: lines[n]}, title=n, x_label=X, y_label=n.rpartition("/")[2], width=340, height=210),
-            f"{_number(lines[n][0][1])} → {_number(lines[n][-1][1])}",
-        )
-        for n in names
-        if n in lines
-    ]
-
-
-def _charts(charts: Sequence[tuple[str, str]], columns: str = "three") -> str:
-    cards = "".join(f'<figure class="card">{c}<figcaption>{escape(told)}</figcaption></figure>' for c, told in charts)
-    return f'<div class="grid {columns}">{cards}</div>' if cards else ""
+    cards = []
+    for name in (name for name in names if name in lines):
+        told = f"{number(lines[name][0][1])} → {number(lines[name][-1][1])}"
+        size = {"width": 340, "height": 210, "y_label": name.rpartition("/")[2]}
+        cards.append(_card(line_chart({name: lines[name]}, title=name, x_label=X, **size), told))
+    return _grid(cards)
 
 
 def _events(view: RunView) -> str:
-    """Alarms and warnings; what happens in every run is only counted."""
-    events = view.events()
-    odd = [event for event in events if event.get("kind") not in ROUTINE]
-    if not odd:
-        return _section("Alarms", f"No alarms among {len(events)} events.")
+    odd = [event for event in view.events() if event.get("kind", "state") not in ROUTINE]
     rows = []
-    for event in odd[:EVENTS]:
-        told = "; ".join(f"{k}: {_plain(v)}" for k, v in event.items() if k not in ("t", "kind", "step"))
-        alarm = ' class="bad"' if event.get("kind") == "alarm" else ""
-        cells = f"<td>{escape(str(event.get('step', '')))}</td><td class='words'>{escape(told)}</td>"
-        rows.append(f"<tr{alarm}><th>{escape(str(event.get('kind')))}</th>{cells}</tr>")
-    table = f'<div class="card"><table><thead><tr><th>kind</th><th>step</th><th></th></tr></thead><tbody>{"".join(rows)}'
-    return _section("Alarms", f"The first {len(rows)} of {len(odd)}; ...", table + "</tbody></table></div>")
+    for event in odd[:EVENTS]:  # a loss that is not finite may be an event of every step
+        told = "; ".join(f"{key}: {_plain(event[key])}" for key in event if key not in ("t", "kind", "step"))
+        rows.append(_row(event["kind"], event.get("step", ""), told, bad=event["kind"] == "alarm"))
+    text = f"{len(rows)} of {len(odd)} alarms and warnings, in order of time." if odd else "There were no alarms."
+    return _section("Alarms", text, _table(("kind", "step", ""), rows, "events") if odd else "")
 
 
 def _setup(view: RunView) -> str:
-    recipe, place = view.file("recipe.yaml"), view.file("env.json")
-    page = _section("Recipe", "recipe.yaml is missing.")
+    recipe, text = view.file("recipe.yaml"), "recipe.yaml is missing."
     if recipe.is_file():
-        text = escape(recipe.read_text(encoding="utf-8"))
-        page = _section("Recipe", "", f'<details class="card"><summary>recipe.yaml</summary><pre>{text}</pre></details>')
-    if not place.is_file():
-        return page + _section("Versions", "env.json is missing.")
-    env = view.env
-    facts = {k: v for k, v in env.items() if k not in ("versions", "host") and v is not None} | env.get("versions", {})
-    if isinstance(facts.get("command"), list):
-        facts["command"] = shlex.join(facts["command"])
-    cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in facts.items())
-    return page + _section("Versions", "", f"<dl>{cells}</dl>")
+        text = f"<details><summary>recipe.yaml</summary><pre>{escape(recipe.read_text('utf-8'))}</pre></details>"
+    page = _section("Recipe", "", f'<div class="card">{text}</div>')
+    env = view.env if view.file("env.json").is_file() else {}
+    facts = {key: value for key, value in env.items() if key not in ("host", "versions") and value is not None}
+    text = "" if env else "env.json is missing."
+    return page + _section("Versions", text, _facts(env.get("versions", {})) + _facts(facts))
+
+
+def _section(title: str, text: str = "", content: str = "") -> str:
+    told = f'<p class="soft">{escape(text)}</p>' if text else ""
+    return f"<section><h2>{title}</h2>{told}{content}</section>"
+
+
+def _card(content: str, caption: str) -> str:
+    return f'<figure class="card">{content}<figcaption>{caption}</figcaption></figure>'
+
+
+def _grid(cards: Iterable[str], kind: str = "") -> str:
+    inside = "".join(cards)
+    return f'<div class="grid {kind}">{inside}</div>' if inside else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
+    top = "".join(f"<th>{name}</th>" for name in head)
+    return f'<div class="card {kind}"><table><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _row(name: str, *cells: Any, bad: bool = False) -> str:
+    told = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+    return f"<tr{BAD if bad else ''}><th>{escape(name)}</th>{told}</tr>"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    cells = (f"<div><dt>{escape(key)}</dt><dd>{escape(_plain(value))}</dd></div>" for key, value in facts.items())
+    return f"<dl>{''.join(cells)}</dl>"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return value if isinstance(value, str) else as_json(value)
+
+
+def _named(part: Any) -> str:
+    """What a part of the recipe is called: its model, id or name, or the part itself when that is text."""
+    names = map(part.get, ("model", "id", "name")) if isinstance(part, Mapping) else [part]
+    return next((name for name in names if isinstance(name, str)), "not recorded")

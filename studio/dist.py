@@ -1,0 +1,85 @@
+"""The only file that imports accelerate: processes, gradient averaging, gathering, trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Processes:
+    """One or many processes behind the same calls; one process needs no special case."""
+
+    def __init__(self, *, mixed_precision: str = "no", report_to: list[str] | None = None, folder: str = ".") -> None:
+        from accelerate import Accelerator
+
+        on_cpu = not torch.cuda.is_available()
+        self.accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision=mixed_precision, log_with=report_to or None, project_dir=folder
+        )
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        self.tracking = bool(report_to)
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The network and optimizer in their distributed form."""
+        if self.world == 1:
+            return model, optimizer
+        return self.accelerator.prepare(model, optimizer)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of all ranks, in order of rank."""
+        return x if self.world == 1 else self.accelerator.gather(x.contiguous())
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x if self.world == 1 else self.accelerator.reduce(x, "sum")
+
+    def largest(self, x: Tensor) -> Tensor:
+        return x if self.world == 1 else self.gather(x[None]).max()
+
+    def agree(self, flags: Mapping[str, bool]) -> dict[str, bool]:
+        """What any rank wants: a stop on one rank must be a stop on all, at the same step."""
+        if self.world == 1:
+            return dict(flags)
+        wanted = self.sum(torch.tensor([float(v) for v in flags.values()], device=self.accelerator.device))
+        return {name: bool(value > 0) for name, value in zip(flags, wanted.tolist(), strict=True)}
+
+    def backward(self, loss: Tensor, *, last: bool, model: nn.Module) -> None:
+        """Gradients add up over ranks: they are averaged by the wrapper, and the weights are already global."""
+        with nullcontext() if last or self.world == 1 else self.accelerator.no_sync(model):
+            self.accelerator.backward(loss * self.world)
+
+    @contextmanager
+    def synchronized(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """The forward of a part must know as well whether its gradients will be exchanged."""
+        with nullcontext() if last or self.world == 1 else self.accelerator.no_sync(model):
+            yield
+
+    def autocast(self):
+        return self.accelerator.autocast()
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def track(self, name: str, config: dict[str, Any]) -> None:
+        if self.tracking:
+            self.accelerator.init_trackers(name, config=config)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """To the trackers; a tracker's error never stops training."""
+        if not self.tracking:
+            return
+        try:
+            self.accelerator.log(dict(metrics), step=step)
+        except Exception as error:
+            self.tracking = False
+            self.accelerator.print(f"tracker failed and is off for the rest of this run: {error}")
+
+    def end(self) -> None:
+        if self.tracking:
+            self.accelerator.end_training()
+        if self.world > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,152 @@
+"""A recipe: the typed blocks that describe a run, checked before anything heavy is loaded, and built into parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from studio.config import Component, Kind, Weighted, apply_overrides, build, load_yaml, parse_yaml
+from studio.errors import ConfigError
+from studio.names import suggestion
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Train:
+    """The loop's settings; learning rates and group sizes belong to the recipe, not to the algorithm."""
+
+    steps: Positive = 100  # iterations: rollout, update
+    groups_per_step: Positive = 12  # prompts of an iteration, over all processes
+    group_size: Annotated[int, Field(ge=2)] = 12  # samples per prompt; a group of one has no advantage
+    gradient_accumulation_steps: Positive = 1  # parts that each process samples and replays one after the other
+    epochs: Positive = 1  # passes over a rollout, one optimizer step each
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9  # decay of the averaged weights that are evaluated and saved; 0 = off
+    ema_every: Positive = 1  # optimizer steps between averages
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    ratio_tolerance: Annotated[float, Field(gt=0)] = 1e-6  # max |log ratio| of the first replay; more = rollout and replay differ
+    checkpointing_steps: Positive = 20
+    checkpoints_total_limit: Positive = 2
+    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of rows without a reward that stops the run
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Held-out evaluation during training: the proxy against what is never trained on."""
+
+    every: Positive = 20  # iterations between evaluations; the first is the untouched base
+    prompts: Positive = 64  # held-out prompts per evaluation
+    samples: Annotated[int, Field(ge=0)] = 24  # pictures kept of each evaluation
+    fall: Annotated[float, Field(gt=0)] = 3.0  # alarm: held-out mean this many standard errors below the base while the proxy rose
+    sigmas: Annotated[float, Field(gt=0)] = 3.0  # alarm: a guard's mean this many base standard deviations away
+    patience: Positive = 2  # evaluations in a row before an alarm
+    stop: bool = False  # an alarm ends the run
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    policy: Annotated[Component, Kind("policy")]
+    algorithm: Annotated[Component, Kind("algorithm")]
+    prompts: Annotated[Component, Kind("prompts")]
+    rewards: dict[str, Annotated[Weighted, Kind("reward")]]
+    held_out: dict[str, Annotated[Weighted, Kind("reward")]] = field(default_factory=dict)  # scored, never trained on
+    combine: Literal["normalize_each", "gdpo", "sum"] = "normalize_each"  # several rewards: standardize each in its group first
+    train: Train = field(default_factory=Train)
+    watch: Watch = field(default_factory=Watch)
+    report_to: list[str] = field(default_factory=list)  # trackers of accelerate: tensorboard, wandb, trackio
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ValueError("rewards: expected at least one reward, got none. Add for example 'rewards: {jpeg_size: 1.0}'.")
+
+    def objective(self):
+        """The algorithm's seven slots."""
+        return self.algorithm.options.objective()
+
+    def check(self, processes: int = 1) -> list[str]:
+        """Warnings; raises ConfigError or NeedsError for what cannot run. Loads no model."""
+        from studio.core import check_fit
+
+        check_fit(self.algorithm.name, self.objective(), self.policy.options.provides, self.policy.name)
+        self._check_plan(processes)
+        warnings = list(self.policy.options.check())
+        for name, block in {**self.rewards, **self.held_out}.items():
+            if block.options.reads != self.policy.options.reads:
+                raise ConfigError(
+                    f"recipe.rewards.{name}: expected a reward that reads {self.policy.options.reads}, got one that reads "
+                    f"{block.options.reads}. Choose another reward for policy {self.policy.name!r}."
+                )
+        if self.train.groups_per_step < 8:
+            warnings.append(f"train.groups_per_step is {self.train.groups_per_step}: few prompts make a noisy gradient")
+        if self.train.group_size < 8:
+            warnings.append(f"train.group_size is {self.train.group_size}: small groups make noisy advantages")
+        return warnings
+
+    def _check_plan(self, processes: int) -> None:
+        train = self.train
+        rows, parts = train.groups_per_step * train.group_size, processes * train.gradient_accumulation_steps
+        if rows % parts:
+            raise ConfigError(
+                f"recipe.train: expected groups_per_step × group_size = {train.groups_per_step} × {train.group_size} = {rows} to "
+                f"divide by processes × gradient_accumulation_steps = {processes} × {train.gradient_accumulation_steps} = {parts}, "
+                f"got a remainder of {rows % parts}. Change one of the four."
+            )
+
+
+def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> tuple[Recipe, str]:
+    """A bundled recipe by name or a YAML file by path, with `key=value` overrides -> (recipe, its source text)."""
+    source = recipe_source(name)
+    data = parse_yaml(source, name)
+    return build(Recipe, apply_overrides(data, list(overrides))), source
+
+
+def recipe_source(name: str) -> str:
+    """The text of a recipe; ConfigError with the nearest names when there is none."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        load_yaml(path)
+        return path.read_text(encoding="utf-8")
+    known = recipe_names()
+    if name not in known:
+        raise ConfigError(
+            f"recipe: expected a bundled recipe or a .yaml file, got {name!r}{suggestion(name, known)} (recipes: {', '.join(known)})"
+        )
+    return (files("studio") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_names() -> list[str]:
+    """Bundled recipes, as `folder/name`."""
+    root = Path(str(files("studio") / "recipes"))
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def describe(name: str) -> str:
+    """First comment line of a bundled recipe."""
+    first = recipe_source(name).splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def plan(recipe: Recipe, processes: int = 1) -> dict[str, Any]:
+    """What one iteration does: samples, parts, optimizer steps and network calls."""
+    train, calls = recipe.train, recipe.policy.options.forwards()
+    rows = train.groups_per_step * train.group_size
+    return {
+        "samples per step": rows,
+        "samples per process": rows // processes,
+        "samples per part": rows // processes // train.gradient_accumulation_steps,
+        "optimizer steps per iteration": train.epochs,
+        "optimizer steps in all": train.steps * train.epochs,
+        "forwards per step (rollout)": int(rows * calls["rollout"]),
+        "forwards per step (replay, with backward)": int(rows * calls["replay"] * train.epochs),
+    }

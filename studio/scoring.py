@@ -1,0 +1,71 @@
+"""The bridge from the loop to the reward zoo: scores of a rollout, in the background while the next part is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.cached import Cached
+from rewards.combine import combine
+from rewards.guards import guard_stats
+from rewards.score import check_prompts, refuse_failures, score_all
+from studio.config import Weighted
+from studio.types import Prompts, Rollout, Scores
+
+__all__ = ["Scorer", "guard_stats", "reward_of", "check_prompts"]
+
+
+class Scorer:
+    """Named rewards, scored by one worker thread in the order of submission."""
+
+    def __init__(self, blocks: Mapping[str, Weighted]) -> None:
+        self.rewards = {name: Cached(block.options) for name, block in blocks.items()}
+        self.weights = {name: block.weight for name, block in blocks.items()}
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
+        self._pending: list[Future[dict[str, Scores]]] = []
+
+    def submit(self, prompts: Prompts, samples: Any) -> None:
+        """Score these samples while the caller goes on."""
+        self._pending.append(self._worker.submit(self.score, prompts, samples))
+
+    def collect(self) -> dict[str, Scores]:
+        """Everything submitted since the last call, in order; an error of a reward is raised here."""
+        pending, self._pending = self._pending, []
+        done = [future.result() for future in pending]
+        return {name: _join([scores[name] for scores in done]) for name in self.rewards}
+
+    def score(self, prompts: Prompts, samples: Any) -> dict[str, Scores]:
+        with torch.no_grad():
+            return score_all(self.rewards, samples, prompts)
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+
+def reward_of(
+    scores: Mapping[str, Scores], weights: Mapping[str, float], rollout: Rollout, how: str, max_failures: float
+) -> tuple[Tensor, Tensor]:
+    """The reward [B] and its presence [B] of the global batch; RewardError when too many rows have none."""
+    refuse_failures(scores, max_failures)
+    return combine(scores, weights, rollout.group.cpu(), how=how)  # type: ignore[arg-type]
+
+
+def parts_of(scores: Mapping[str, Scores]) -> dict[str, Tensor]:
+    """Every reward and what it wants shown, [B], NaN where missing."""
+    parts: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        present = torch.ones_like(score.value, dtype=torch.bool) if score.present is None else score.present
+        parts[name] = torch.where(present, score.value, torch.nan)
+        parts |= score.parts
+    return parts
+
+
+def _join(done: list[Scores]) -> Scores:
+    present = [torch.ones_like(s.value, dtype=torch.bool) if s.present is None else s.present for s in done]
+    names = done[0].parts if done else ()
+    parts: Callable[[str], Tensor] = lambda name: torch.cat([s.parts[name] for s in done])  # noqa: E731
+    return Scores(torch.cat([s.value for s in done]), torch.cat(present), {name: parts(name) for name in names})

@@ -1,0 +1,71 @@
+"""Everything a checkpoint holds, so that a resumed run continues bit for bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from studio.errors import RunError
+from studio.protocols import Policy, Stateful
+
+FILE = "state.pt"
+WEIGHTS = "weights"  # folder: the averaged weights, for sampling and export
+
+
+def save_state(folder: Path, policy: Policy, parts: Mapping[str, Any], *, rank: int = 0) -> None:
+    """Trained weights, every part with a state, and the random states of this process."""
+    state = {
+        "trainable": [p.detach().cpu() for p in policy.trainable()],
+        "parts": {name: part.state_dict() for name, part in parts.items() if isinstance(part, Stateful)},
+        "random": _random_state(),
+    }
+    torch.save(state, folder / (FILE if rank == 0 else f"state-{rank}.pt"))
+
+
+def load_state(folder: Path, policy: Policy, parts: Mapping[str, Any]) -> None:
+    """The inverse; refuses a checkpoint of another shape. Loads only tensors and plain values (weights_only)."""
+    file = folder / FILE
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise RunError(
+            f"{file}: expected a checkpoint of this run, got one that cannot be read ({error}). Remove this checkpoint folder to "
+            "resume from the one before."
+        ) from error
+    parameters = list(policy.trainable())
+    stored = state["trainable"]
+    if [p.shape for p in parameters] != [s.shape for s in stored]:
+        raise RunError(f"{file}: expected weights of this recipe's policy, got other shapes. Resume with the run's own recipe.")
+    with torch.no_grad():
+        for parameter, value in zip(parameters, stored, strict=True):
+            parameter.copy_(value)
+    for name, part in parts.items():
+        if isinstance(part, Stateful):
+            part.load_state_dict(state["parts"][name])
+    _set_random_state(state["random"])
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

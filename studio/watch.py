@@ -1,0 +1,117 @@
+"""Proxy against gold: held-out evaluation of a policy, and the alarm when the trained reward rises at the price of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studio.protocols import Policy
+from studio.recipe import Watch
+from studio.scoring import Scorer, guard_stats, parts_of
+from studio.seeds import row_seed
+from studio.types import Prompts
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Images of fixed prompts and seeds with everything measured on them."""
+
+    prompts: Prompts
+    seeds: list[int]
+    images: Tensor
+    rewards: dict[str, Tensor]  # [N] trained rewards and their parts
+    held_out: dict[str, Tensor]  # [N]
+    guards: dict[str, Tensor]  # [N]
+
+    def means(self) -> dict[str, float]:
+        """Mean of every reward and part over the rows that have one."""
+        return {name: _mean(part) for name, part in {**self.held_out, **self.rewards}.items()}
+
+    def guard_means(self) -> dict[str, float]:
+        return {name: _mean(part) for name, part in self.guards.items()}
+
+
+def evaluate(policy: Policy, prompts: Prompts, rewards: Scorer, held_out: Scorer, seed: int) -> Evaluated:
+    """Draw each prompt once with its own seed and measure; the same seed gives the same pictures at every step."""
+    seeds = [row_seed(seed, key, 0) for key in prompts.key]
+    images = policy.images(prompts.text, seeds)  # type: ignore[attr-defined]
+    return Evaluated(
+        prompts,
+        seeds,
+        images,
+        parts_of(rewards.score(prompts, images)),
+        parts_of(held_out.score(prompts, images)) if held_out.rewards else {},
+        guard_stats(images.cpu()),
+    )
+
+
+def records(step: int, evaluated: Evaluated, count: int) -> list[dict[str, Any]]:
+    """Sample records of the run folder for the first `count` pictures."""
+    table = {**evaluated.rewards, **{f"held_out.{k}": v for k, v in evaluated.held_out.items()}}
+    return [
+        {
+            "step": step,
+            "prompt_id": f"p{row:03d}",
+            "prompt": evaluated.prompts.text[row],
+            "sample_id": "s00",
+            "seed": evaluated.seeds[row],
+            "rewards": {name: float(part[row]) for name, part in table.items()},
+            "guards": {name: float(part[row]) for name, part in evaluated.guards.items()},
+            "base": step == 0,
+        }
+        for row in range(min(count, len(evaluated.prompts)))
+    ]
+
+
+@dataclass
+class Alarm:
+    """Remembers the base and counts how often in a row a guard left its range or gold fell while the proxy rose."""
+
+    settings: Watch
+    base: dict[str, dict[str, tuple[float, float, int]]] = field(default_factory=dict)  # kind -> name -> mean, std, rows
+    strikes: dict[str, int] = field(default_factory=dict)
+
+    def look(self, evaluated: Evaluated, trained: Sequence[str]) -> list[str]:
+        """What is wrong at this evaluation, in words; empty for the base and while all is well."""
+        now = {
+            kind: {name: _moments(part) for name, part in parts.items()}
+            for kind, parts in (
+                ("rewards", evaluated.rewards),
+                ("held_out", evaluated.held_out),
+                ("guards", evaluated.guards),
+            )
+        }
+        if not self.base:
+            self.base = now
+            return []
+        rose = any(now["rewards"][name][0] > self.base["rewards"][name][0] for name in trained)
+        found = {}
+        for name, (mean, _, _) in now["held_out"].items():
+            before, std, rows = self.base["held_out"][name]
+            if rose and mean < before - self.settings.fall * std / max(rows, 1) ** 0.5:
+                found[name] = f"held-out {name} fell from {before:.4f} to {mean:.4f} while the trained reward rose"
+        for name, (mean, _, _) in now["guards"].items():
+            before, std, _ = self.base["guards"][name]
+            if abs(mean - before) > self.settings.sigmas * std:
+                found[name] = f"guard {name} moved from {before:.4f} to {mean:.4f}, {abs(mean - before) / max(std, 1e-12):.1f} σ"
+        self.strikes = {name: self.strikes.get(name, 0) + 1 for name in found}
+        return [found[name] for name, count in self.strikes.items() if count >= self.settings.patience]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base": self.base, "strikes": self.strikes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.base, self.strikes = state["base"], state["strikes"]
+
+
+def _moments(part: Tensor) -> tuple[float, float, int]:
+    kept = part[~torch.isnan(part)].double()
+    return (kept.mean().item(), kept.std(correction=0).item(), len(kept)) if len(kept) else (float("nan"), 0.0, 0)
+
+
+def _mean(part: Tensor) -> float:
+    return _moments(part)[0]
