@@ -104,7 +104,8 @@ class DenoisePolicy:
         rows, steps = trace.sigma.shape
         x, t, after, level = (v.flatten(0, 1) for v in (trace.x, trace.sigma, trace.sigma_next, trace.level))
         texts = [text for text in rollout.prompts.text for _ in range(steps)]
-        v = self.velocity(texts)(x, t).float()
+        with self._gradients_exchanged():
+            v = self.velocity(texts)(x, t).float()
         step = KERNELS[self.sampler.kernel](x, v, t, after, level)
         x_next = rollout.old.mean + over(rollout.old.std, rollout.old.mean) * rollout.old.noise
         logp = step_logp(self.sampler.kernel)(x_next.flatten(0, 1), step.mean, step.std)
@@ -185,6 +186,20 @@ class DenoisePolicy:
 
     def load(self, folder: Path) -> None:
         load_weights(self.model, folder, lora=self.lora)
+
+    @contextmanager
+    def _gradients_exchanged(self) -> Iterator[None]:
+        """Inside, with gradients on, the velocity calls the distributed wrapper, if there is one: its forward prepares the
+        exchange. Sampling and the reference call the bare network."""
+        wrapper = getattr(self.backbone, "training_network", None)
+        if wrapper is None or not torch.is_grad_enabled():
+            yield
+            return
+        self.backbone.network = wrapper
+        try:
+            yield
+        finally:
+            self.backbone.network = self.model
 
     def _condition(self, texts: list[str]) -> Condition:
         missing = [text for text in dict.fromkeys(texts) if text not in self._conditions]

@@ -77,7 +77,7 @@ def line_chart(
     frame = (LEFT, top, width - RIGHT, height - BOTTOM)
     x_low, x_high = _spread([x for x, _ in points], 1.0)
     whole = all(float(x).is_integer() for x, _ in points)
-    x_count = max(2, (frame[2] - frame[0]) // 80)
+    x_count = max(2, (frame[2] - frame[0]) // 60)
     x_ticks = [x for x in nice_ticks(x_low, x_high, x_count, least=1.0 if whole else 0.0) if x_low <= x <= x_high]
     y_ticks = nice_ticks(*_spread([y for _, y in points]), max(2, (frame[3] - frame[1]) // 36))
     bounds = (x_low, y_ticks[0], x_high, y_ticks[-1])
@@ -108,7 +108,7 @@ def number(value: Any, sign: str = "") -> str:
     if not is_number(value):
         return "–"
     form = ",.0f" if abs(value) >= 1e4 else ".4g"
-    return f"{value:{sign}{form}}".replace("-", "−")
+    return f"{value:{sign}{form}}".replace("e-0", "e-").replace("-", "−")
 
 
 def change(old: Any, new: Any) -> str:
@@ -131,10 +131,10 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     """Ticks with as many digits as their distance asks for, in scientific notation when very small or large."""
     step, largest = (ticks[-1] - ticks[0]) / max(1, len(ticks) - 1), max(abs(tick) for tick in ticks)
     order = math.floor(math.log10(step) + 1e-9) if step > 0 else 0
-    if step >= 0.9e-3 and largest < 1e6 or step == 0:
+    if 1e-3 <= largest < 1e6 or step == 0:
         return [f"{tick:.{max(0, -order)}f}" if tick else "0" for tick in ticks]
-    digits = max(1, math.floor(math.log10(largest) + 1e-9) - order + 1)
-    return [f"{tick:.{digits}g}".replace("e-0", "e-").replace("e+0", "e") if tick else "0" for tick in ticks]
+    digits = max(0, math.floor(math.log10(largest) + 1e-9) - order)
+    return [f"{tick:.{digits}e}".replace("e-0", "e-").replace("e+0", "e") if tick else "0" for tick in ticks]
 
 
 def _spread(values: Sequence[float], pad: float | None = None) -> tuple[float, float]:
@@ -193,7 +193,7 @@ def _legend(lines: Mapping[str, Points], title: str, width: int) -> tuple[str, i
         parts.append(f'<path d="M{x:.1f} {y - 1}h20" fill="none" style="{_stroke(i)}"/>')
         parts.append(_text(x + 26, y + 3, name, "start"))
         x += wide
-    return "".join(parts), y + ROW - 2
+    return "".join(parts), y + ROW
 
 
 def _line(i: int, name: str, points: Points, frame: Sequence[float], bounds: Sequence[float]) -> str:
@@ -226,7 +226,7 @@ def _thin(placed: Points) -> Points:
 
 def _stroke(i: int) -> str:
     dash = ";stroke-dasharray:6 3" if i >= LIMIT // 2 else ""
-    return f"stroke:var(--line-{i + 1},{PALETTE[i]});stroke-width:1.8{dash}"
+    return f"stroke:var(--line-{i + 1},{PALETTE[i]});stroke-width:1.6{dash}"
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:

@@ -1,8 +1,9 @@
-"""The examples of CONTRIBUTING.md run as they stand there and do what they claim."""
+"""The examples of CONTRIBUTING.md and README.md run as they stand there and do what they claim."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -16,11 +17,16 @@ from flows.denoise import RowNoise, denoise
 from flows.policy import DenoisePolicy
 from flows.sampler import Sampler
 from rewards.score import score_all
+from studio import registry
+from studio.config import build, parse_yaml
 from studio.core import assign_credit, check_fit, policy_loss
 from studio.protocols import RewardFn
+from studio.recipe import Recipe, load_recipe
 from studio.types import Prompts
 
-TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 MARKED = re.compile(r"<!-- test: (\w+) -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 EXAMPLES = dict(MARKED.findall(TEXT))
 
@@ -148,3 +154,32 @@ def test_backbone_becomes_a_policy_that_replays_its_samples(example):
     loss.backward()
     gradient = policy.backbone.network.weight.grad
     assert gradient.isfinite().all() and gradient[:, 0].abs().sum() > 0 and gradient[:, 1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["algorithm", "reward"])
+def test_readme_lists_every(kind):
+    missing = [name for name in registry.names(kind) if f"| `{name}` |" not in README]
+    assert not missing
+
+
+def test_readme_recipe_is_accepted():
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert build(Recipe, parse_yaml(block, "README.md")).check() == []
+
+
+def test_readme_overrides_are_accepted():
+    text = README.replace("\\\n", " ")
+    commands = [
+        shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("studio train shapes")
+    ]
+    assert len(commands) >= 4
+    for _, _, recipe, *rest in commands:
+        load_recipe(recipe, [word for word in rest if "=" in word])
+    load_recipe("shapes/grpo-guard", ["algorithm=flow_grpo"])
+
+
+def test_readme_links_and_layout_exist():
+    places = re.findall(r"\]\(([^)#]+)\)", README)
+    layout = README.partition("## Project layout")[2]
+    places += [line.split()[0] for line in re.findall(r"^\S+/ .*$", layout, re.MULTILINE)]
+    assert len(places) > 5 and not [place for place in places if not (ROOT / place).exists()]

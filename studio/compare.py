@@ -1,0 +1,57 @@
+"""Before and after: the base and the trained weights of a run on the same held-out prompts from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from studio.config import build
+from studio.recipe import Recipe
+from studio.run import RunView
+from studio.scoring import Scorer
+from studio.train import final_weights
+from studio.watch import Evaluated, evaluate
+
+EVALUATION_SEED = 1_000_003  # apart from training, so that no evaluated picture was ever seen by the loop
+
+
+def compare(folder: Path, prompts: int = 256, report: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """`{"prompts", "before", "after", "guard_sigmas"}`; each side holds the mean of every reward and of every guard."""
+    recipe = build(Recipe, RunView.open(folder).recipe)
+    weights = final_weights(folder)
+    policy = recipe.policy.options.build(recipe.seed)
+    test = recipe.prompts.options.held_out(prompts)
+    rewards, held_out = Scorer(recipe.rewards), Scorer(recipe.held_out)
+    report(f"drawing {len(test)} held-out prompts with the base weights")
+    before = evaluate(policy, test, rewards, held_out, EVALUATION_SEED)
+    policy.load(weights)
+    report(f"drawing them again, same seeds, with {weights.parent.name}/{weights.name}")
+    after = evaluate(policy, test, rewards, held_out, EVALUATION_SEED)
+    sigmas = {
+        name: (after.guards[name].mean() - part.mean()).item() / max(part.std().item(), 1e-12)
+        for name, part in before.guards.items()
+    }
+    return {"prompts": len(test), "before": side(before), "after": side(after), "guard_sigmas": sigmas}
+
+
+def side(seen: Evaluated) -> dict[str, Any]:
+    return {**seen.means(), "guards": seen.guard_means()}
+
+
+def table(summary: dict[str, Any]):
+    """The summary as a rich table: before, after, change; guards in base standard deviations."""
+    from rich.table import Table
+
+    grid = Table(title=f"{summary['prompts']} held-out prompts, same seeds")
+    for column in ("", "before", "after", "change"):
+        grid.add_column(column, justify="left" if not column else "right")
+    before, after = summary["before"], summary["after"]
+    for name in before:
+        if name != "guards":
+            grid.add_row(name, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{after[name] - before[name]:+.3f}")
+    grid.add_section()
+    for name, value in before["guards"].items():
+        sigma = summary["guard_sigmas"][name]
+        grid.add_row(f"guard: {name}", f"{value:.3f}", f"{after['guards'][name]:.3f}", f"{sigma:+.2f} σ")
+    return grid

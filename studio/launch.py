@@ -1,0 +1,109 @@
+"""Starting a run: create or resume its folder, then train in this process or under a launcher, and answer with an exit code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+from studio.config import apply_overrides, build, differences, dump
+from studio.errors import ConfigError, RunError, StudioError
+from studio.progress import Progress
+from studio.recipe import Recipe, load_recipe, recipe_source
+from studio.run import Run, RunView
+
+INTERRUPTED, OUT_OF_MEMORY = 130, 5
+
+
+def open_run(
+    name: str, overrides: list[str], *, runs: Path, run_name: str | None, resume: bool, processes: int
+) -> tuple[Run, Recipe]:
+    """A new run folder, or an existing one to continue; everything that can be refused is refused here."""
+    if resume:
+        return _reopen(name, overrides, runs, run_name)
+    recipe, source = load_recipe(name, overrides)
+    recipe.check(processes)
+    run = Run.create(runs, run_name, dump(recipe), source, total_steps=recipe.train.steps, command=sys.argv)
+    return run, recipe
+
+
+def _reopen(name: str, overrides: list[str], runs: Path, run_name: str | None) -> tuple[Run, Recipe]:
+    """The run continues with its own recipe; a changed file or a differing override is refused, not ignored."""
+    if run_name is None:
+        raise ConfigError("--resume: expected --name NAME of the run to continue, got none. See `studio runs`.")
+    view = RunView.find(runs, run_name)
+    stored = view.recipe
+    changed = differences(stored, dump(build(Recipe, apply_overrides(stored, overrides))))
+    if changed:
+        listed = ", ".join(f"{path} ({before!r} → {after!r})" for path, before, after in changed)
+        raise RunError(
+            f"{view.folder}: expected the run's own recipe, got changes: {listed}. Resume without them, or start a new run with "
+            "another --name."
+        )
+    source = view.folder / "recipe.source.yaml"
+    if source.is_file() and source.read_text(encoding="utf-8") != recipe_source(name):
+        raise RunError(
+            f"{view.folder}: expected the recipe it was started with ({source.name}), got another text for {name!r}. Resume with "
+            f"the file {source}, or start a new run with another --name."
+        )
+    return Run.resume(view.folder), build(Recipe, stored)
+
+
+def start(run: Run, recipe: Recipe, *, processes: int = 1, progress: str = "auto", log_every: int = 1) -> int:
+    """Train to the end or a stop -> exit code."""
+    if processes == 1:
+        return work(run, recipe, progress=progress, log_every=log_every)
+    command = [*launcher(processes), "-m", "studio.worker", str(run.folder)]
+    environment = os.environ | {"STUDIO_PROGRESS": progress, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    child = subprocess.Popen(command, env=environment)
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:  # the terminal has signaled the workers too; they stop after the step
+        code = child.wait()
+    status = RunView.open(run.folder).status
+    if status["state"] in ("running", "starting", "queued", "stopping"):
+        run.status("lost", exit_code=1, reason=f"the launcher ended with {code} without a final state")
+        return 1
+    return int(status.get("exit_code") or 0)  # launchers flatten exit codes; the worker's own is in status.json
+
+
+def launcher(processes: int) -> list[str]:
+    """accelerate on GPUs; torch.distributed.run with gloo on CPU, where `accelerate launch --cpu` starts one process only."""
+    import torch
+
+    if torch.cuda.is_available():
+        head = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+        return [*head, "--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    head = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    return [*head, "--master-addr", "127.0.0.1", "--master-port", str(port)]
+
+
+def work(run: Run, recipe: Recipe, *, progress: str = "auto", log_every: int = 1, main: bool = True) -> int:
+    """Train in this process; whatever happens ends in status.json and an exit code."""
+    from studio.train import train
+
+    try:
+        with Progress(recipe.train.steps, style=progress if main else "none", every=log_every) as report:
+            train(recipe, run, report=report)
+        return 0
+    except StudioError as error:
+        _failed(run, main, error.exit_code, str(error))
+        raise
+    except KeyboardInterrupt:
+        _failed(run, main, INTERRUPTED, "interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        code = OUT_OF_MEMORY if type(error).__name__ == "OutOfMemoryError" else 1
+        _failed(run, main, code, f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise
+
+
+def _failed(run: Run, main: bool, code: int, reason: str, details: str | None = None) -> None:
+    if main:
+        run.status("stopped" if code == INTERRUPTED else "failed", exit_code=code, reason=reason, error=details or reason)

@@ -1,0 +1,51 @@
+"""Any reward over a folder of images: captions from samples.jsonl, from a .txt beside each image, or one for all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from studio.errors import ConfigError
+from studio.types import Prompts
+
+KINDS = (".png", ".webp", ".jpg", ".jpeg")
+
+
+def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], Tensor, Prompts]:
+    """Image files of a folder, sorted, as [N, 3, H, W] in [0, 1] (all of one size), with their prompts."""
+    from PIL import Image
+
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in KINDS) if folder.is_dir() else []
+    if not files:
+        raise ConfigError(f"{folder}: expected a folder of images ({', '.join(KINDS)}), got none. Name another folder.")
+    arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    sizes = {array.shape for array in arrays}
+    if len(sizes) > 1:
+        raise ConfigError(f"{folder}: expected images of one size, got {sorted(s[:2] for s in sizes)}. Score them by size.")
+    texts = _captions(folder, files, prompt)
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    return files, images, Prompts(texts, texts, [{} for _ in texts])
+
+
+def _captions(folder: Path, files: list[Path], prompt: str | None) -> list[str]:
+    if prompt is not None:
+        return [prompt] * len(files)
+    listed: dict[str, str] = {}
+    if (folder / "samples.jsonl").is_file():
+        for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            listed[Path(str(record.get("path") or record.get("file"))).name] = record["prompt"]
+    for file in files:
+        if file.with_suffix(".txt").is_file():
+            listed[file.name] = file.with_suffix(".txt").read_text(encoding="utf-8").strip()
+    missing = [file.name for file in files if file.name not in listed]
+    if missing:
+        raise ConfigError(
+            f"{folder}: expected a caption for every image, got none for {missing[0]} and {len(missing) - 1} more. Write "
+            f"{Path(missing[0]).stem}.txt beside it, a samples.jsonl, or pass --prompt."
+        )
+    return [listed[file.name] for file in files]
