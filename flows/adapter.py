@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +19,8 @@ def attach_lora(model: nn.Module, targets: tuple[str, ...], *, rank: int, alpha:
     from peft import LoraConfig
 
     model.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+    settings: Any = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets)}
+    config = LoraConfig(**settings, init_lora_weights="gaussian")
     model.add_adapter(config)  # type: ignore[operator]
     cast_training_params(model)
 
@@ -64,5 +66,5 @@ def folded(model: nn.Module) -> dict:
 
 
 def _scale(model: nn.Module) -> tuple[float, float]:
-    config = model.peft_config["default"]  # type: ignore[index]
+    config: Any = model.peft_config["default"]  # type: ignore[index]
     return config.r, config.lora_alpha

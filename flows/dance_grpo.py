@@ -19,5 +19,6 @@ class DanceGRPO:
 
     def objective(self) -> Objective:
         return Objective(
-            GroupRelative(scale="group", ddof=1, eps=1e-8, clip=self.advantage_clip), surrogate=Clip(self.clip, self.clip)
+            GroupRelative(scale="group", ddof=1, eps=1e-8, clip=self.advantage_clip),
+            surrogate=Clip(self.clip, self.clip),
         )

@@ -54,10 +54,8 @@ def denoise(
         def take(x: Tensor, t=t, after=after, a=a, family=family) -> Step:
             return family(x, velocity(x, t).float(), t, after, a)
 
-        if remember or not torch.is_grad_enabled():
-            step = take(x)
-        else:
-            step = Step(*checkpoint(take, x, use_reentrant=False))
+        keep = remember or not torch.is_grad_enabled()
+        step = take(x) if keep else Step(*checkpoint(take, x, use_reentrant=False))
         drawn = None
         if level:
             if noise is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from flows.regularizer import FORMS, KL, event_mean
 from studio.core import Clip, GroupRelative, Objective, active
 from studio.core.declare import needs
+from studio.shapes import expect
 from studio.types import Evaluation, Rollout
 
 
@@ -22,13 +23,15 @@ def regulated_ratio(new: Evaluation, rollout: Rollout) -> Tensor:
     GRPO-Guard (arXiv:2510.22319) in direct form: equal to s·(log r + mean_E(μ_new - μ_old)²/2s²), without its cancellation, and
     valid for every family whose step is μ + s·ε. Assumes that new and old share the std.
     """
-    return event_mean((new.mean - rollout.old.mean) * rollout.old.noise)
+    now = expect(new.mean, "B T *E", name="regulated_ratio: mean")
+    before = expect(rollout.old.mean, "B T *E", name="regulated_ratio: old mean")
+    return event_mean((now - before) * expect(rollout.old.noise, "B T *E", name="regulated_ratio: noise"))
 
 
 @needs("dt")
 def inverse_dt(rollout: Rollout, advantage: Tensor) -> Tensor:
     """1/h per step: the paper's reweighting; leaves the sensitivity |dμ/dv|/h."""
-    return 1 / rollout.old.dt
+    return 1 / expect(rollout.old.dt, "B T", name="inverse_dt: dt")
 
 
 @needs("jacobian")
@@ -37,7 +40,7 @@ def inverse_jacobian(rollout: Rollout, advantage: Tensor) -> Tensor:
 
     Derived here, not in the paper; up to a constant the same as 1/h for interior flow_sde steps.
     """
-    return 1 / rollout.old.jacobian
+    return 1 / expect(rollout.old.jacobian, "B T", name="inverse_jacobian: jacobian")
 
 
 GATES = {"inv_dt": inverse_dt, "inv_jacobian": inverse_jacobian, "none": None}
@@ -47,7 +50,9 @@ GATES = {"inv_dt": inverse_dt, "inv_jacobian": inverse_jacobian, "none": None}
 class GRPOGuard:
     """GRPO-Guard (arXiv:2510.22319): RatioNorm and per-step reweighting on top of Flow-GRPO."""
 
-    clip: Annotated[float, Field(gt=0)] = 2e-6  # third-party configs at 512 px: 2e-6 to 4e-6; grows as 1/√D for smaller latents
+    clip: Annotated[float, Field(gt=0)] = (
+        2e-6  # third-party configs at 512 px: 2e-6 to 4e-6; grows as 1/√D for smaller latents
+    )
     reweight: Literal["inv_dt", "inv_jacobian", "none"] = "inv_dt"  # the paper's; prefer inv_jacobian off flow_sde
     kl: Annotated[float, Field(ge=0)] = 0.0
     kl_form: KL = "velocity"

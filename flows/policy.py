@@ -16,6 +16,7 @@ from flows.denoise import RowNoise, Taken, denoise
 from flows.sampler import Sampler
 from flows.schedule import even_grid
 from flows.sde import KERNELS, over, step_logp
+from studio.shapes import expect
 from studio.types import EVERY, Evaluation, Prompts, Rollout
 
 
@@ -29,9 +30,7 @@ class DenoiseTrace:
     level: Tensor  # [B, T]
 
     def at(self, rows, steps=EVERY) -> DenoiseTrace:
-        return DenoiseTrace(
-            *(value[rows][:, steps] for value in (self.x, self.sigma, self.sigma_next, self.level))
-        )
+        return DenoiseTrace(*(value[rows][:, steps] for value in (self.x, self.sigma, self.sigma_next, self.level)))
 
 
 class DenoisePolicy:
@@ -84,7 +83,7 @@ class DenoisePolicy:
         old = Evaluation(
             mean=_stack(taken, lambda s: s.step.mean),
             std=_stack(taken, lambda s: s.step.std),
-            noise=_stack(taken, lambda s: s.noise),
+            noise=_stack(taken, lambda s: expect(s.noise, "N *E", name="DenoisePolicy: drawn noise")),
             dt=_stack(taken, lambda s: s.sigma - s.sigma_next),
             jacobian=_stack(taken, lambda s: s.step.jacobian),
             logp=_stack(taken, lambda s: step_logp(self.sampler.kernel)(s.x_next, s.step.mean, s.step.std)),
@@ -107,7 +106,9 @@ class DenoisePolicy:
         with self._gradients_exchanged():
             v = self.velocity(texts)(x, t).float()
         step = KERNELS[self.sampler.kernel](x, v, t, after, level)
-        x_next = rollout.old.mean + over(rollout.old.std, rollout.old.mean) * rollout.old.noise
+        mean = expect(rollout.old.mean, "B T *E", name="DenoisePolicy: old mean")
+        std = expect(rollout.old.std, "B T", name="DenoisePolicy: old std")
+        x_next = mean + over(std, mean) * expect(rollout.old.noise, "B T *E", name="DenoisePolicy: noise")
         logp = step_logp(self.sampler.kernel)(x_next.flatten(0, 1), step.mean, step.std)
 
         def fold(value: Tensor) -> Tensor:

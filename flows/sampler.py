@@ -40,9 +40,9 @@ class Window:
         if self.move == "random":
             start = random.Random(f"window-{seed}-{iteration}").randint(self.low, last)
         elif self.move == "slide":
-            start = self.low + self.stride * (iteration // self.every)
-            span = last - self.low + 1
-            start = min(start, last) if self.past_end == "stay" else self.low + (start - self.low) % span
+            moves, places = iteration // self.every, (last - self.low) // self.stride + 1
+            start = self.low + self.stride * (moves % places if self.past_end == "roll_back" else moves)
+            start = min(start, last)
         else:
             start = self.low
         return list(range(start, start + size))
@@ -60,5 +60,7 @@ class Sampler:
     grid: Literal["pipeline", "even"] = "pipeline"  # the scheduler's own, or linspace with a static shift
     grid_shift: Annotated[float, Field(gt=0)] = 3.0  # of the even grid
     window: Window = field(default_factory=Window)
-    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # random share of window steps per sample (DanceGRPO: 0.6)
+    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = (
+        1.0  # random share of window steps per sample (DanceGRPO: 0.6)
+    )
     same_noise: bool = False  # all samples of a group start from the same latent

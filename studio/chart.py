@@ -39,6 +39,7 @@ tbody tr:last-child>*{border-bottom:0}.bad>*,.note{color:var(--bad);font-weight:
 border-radius:10px;padding:10px 16px;margin-top:20px;max-width:none}pre{white-space:pre-wrap;
 font:.8rem/1.6 ui-monospace,Menlo,Consolas,monospace;margin:12px 0 0}.pair pre{margin:0}summary{cursor:pointer;
 font-weight:600}
+@media(max-width:600px){main{padding:32px 16px 64px}th,td{padding:8px 5px;font-size:.82rem}}
 svg{display:block;width:100%;height:auto;min-width:280px}:root{--grid:#ebebe8;--axis:#a3a39f}
 @media(prefers-color-scheme:dark){:root{--grid:#2a2d32;--axis:#62666d;--line-1:#56b4e9;--line-2:#ff7f3f;
 --line-3:#2fc79a;--line-4:#e39cc4;--line-5:#e69f00;--line-6:#8fb8ff;--line-7:#f0e442;--line-8:#b8b8b8}}

@@ -32,7 +32,9 @@ HERE = Path("runs")
 
 
 @app.command(context_settings=OVERRIDES)
-def demo(ctx: typer.Context, runs: Runs = HERE, name: Name = None, progress: Style = "auto", prompts: int = 256) -> None:
+def demo(
+    ctx: typer.Context, runs: Runs = HERE, name: Name = None, progress: Style = "auto", prompts: int = 256
+) -> None:
     """Align the bundled pipeline with GRPO-Guard, compare before and after, write the report."""
     from studio.demo import run_demo
 
@@ -122,7 +124,10 @@ def runs(runs: Runs = HERE, as_json: Json = False) -> None:
     _rows(
         f"runs in {runs}",
         [
-            (view.name, f"{status['label']}  step {status['step']}/{status['total_steps']}  {status.get('reason') or ''}")
+            (
+                view.name,
+                f"{status['label']}  step {status['step']}/{status['total_steps']}  {status.get('reason') or ''}",
+            )
             for view, status in found
         ],
     )
@@ -165,7 +170,9 @@ def stop(run: RunName, runs: Runs = HERE) -> None:
 def sample(
     run: RunName,
     runs: Runs = HERE,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Repeat for several; default: held-out prompts.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Repeat for several; default: held-out prompts.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures in all.")] = 16,
     seed: int = 0,
     base: Annotated[bool, typer.Option("--base", help="The untrained weights.")] = False,
@@ -224,7 +231,8 @@ def pretrain(
     """How the bundled models were made: train them again from a seed."""
     if recipe != "shapes":
         raise ConfigError(f"pretrain: expected 'shapes', got {recipe!r}. It is the only bundled world.")
-    from flows.shapes.pretrain import Pretrain, pretrain as make
+    from flows.shapes.pretrain import Pretrain
+    from flows.shapes.pretrain import pretrain as make
     from studio.config import apply_overrides, build
 
     out.mkdir(parents=True, exist_ok=True)

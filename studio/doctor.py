@@ -10,7 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "gradio", "pydantic")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "gradio",
+    "pydantic",
+)
 
 
 class Check(NamedTuple):
@@ -33,10 +43,12 @@ def checks(runs: Path) -> Iterator[Check]:
         "import torchvision; from torchvision.ops import nms",
         "torch and torchvision must come from the same index: reinstall both together",
     )
-    yield _probe("diffusers works", "from diffusers import StableDiffusion3Pipeline", "reinstall diffusers and transformers")
+    yield _probe(
+        "diffusers works", "from diffusers import StableDiffusion3Pipeline", "reinstall diffusers and transformers"
+    )
     yield _probe(
         "accelerator",
-        "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU only, fine for the bundled models')",
+        "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'none: bundled models run on CPU')",
         "torch does not import: reinstall it",
     )
     free = shutil.disk_usage(runs if runs.exists() else Path.cwd()).free / 2**30

@@ -99,7 +99,7 @@ def _pictures(view: RunView) -> str:
     keys = ("prompt_id", "sample_id")
     old, new = ({tuple(str(r.get(k)) for k in keys): r for r in view.samples(step)} for step in (0, steps[-1]))
     pairs = [(old[key], new[key]) for key in old if key in new]
-    rewards = [[{k: x for k, x in r.get("rewards", {}).items() if is_number(x)} for r in pair] for pair in pairs]
+    rewards = [[{k: x for k, x in (r.get("rewards") or {}).items() if is_number(x)} for r in pair] for pair in pairs]
     moves = [{name: b[name] - a[name] for name in a if name in b} for a, b in rewards]
     by_name = {name: [m[name] for m in moves if name in m] for name in dict.fromkeys(n for m in moves for n in m)}
     # every reward has its own scale, so a change counts relative to the largest one of that reward

@@ -110,7 +110,9 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             processes.log(values, done)
             alarmed = done % recipe.watch.every == 0 and _watch(done, recipe, run, parts, processes)
             asked = run.poll_control() if processes.main else set()
-            flags = processes.agree({name: name in asked for name in ("stop", "save", "sample")} | {"signal": stop.wanted})
+            flags = processes.agree(
+                {name: name in asked for name in ("stop", "save", "sample")} | {"signal": stop.wanted}
+            )
             if flags["sample"] and done % recipe.watch.every:
                 _watch(done, recipe, run, parts, processes)
             leave = flags["stop"] or flags["signal"] or alarmed
@@ -176,7 +178,9 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     ), timing
 
 
-def update(recipe: Recipe, parts: Parts, processes: Processes, rollout: Rollout, model, *, first: bool) -> dict[str, float]:
+def update(
+    recipe: Recipe, parts: Parts, processes: Processes, rollout: Rollout, model, *, first: bool
+) -> dict[str, float]:
     """`epochs` optimizer steps on a rollout -> metrics."""
     everyone, mine = rollout.parts["credit"], rollout.parts["mine"]
     rollout = replace(rollout, parts={})
@@ -255,9 +259,7 @@ def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
 
 
 def _reduce(sums: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
-    return {
-        name: processes.largest(value) if name == LARGEST else processes.sum(value) for name, value in sums.items()
-    }
+    return {name: processes.largest(value) if name == LARGEST else processes.sum(value) for name, value in sums.items()}
 
 
 def _cuts(rollout: Rollout, pieces: int) -> list[slice]:
@@ -323,8 +325,8 @@ def _check_first_replay(largest: float, tolerance: float) -> None:
     """Old likelihoods were recorded while sampling; before any update the replay must reproduce them."""
     if not largest <= tolerance:
         raise DivergedError(
-            f"first replay: expected |log ratio| at most train.ratio_tolerance = {tolerance:g}, got {largest:g}. Rollout and replay "
-            "do not run the same computation: check dtype, guidance, grid and batch sizes, or raise the tolerance (bf16: 1e-2)."
+            f"first replay: expected |log ratio| at most train.ratio_tolerance = {tolerance:g}, got {largest:g}. Rollout and "
+            "replay differ: check dtype, guidance, grid and batch sizes, or raise the tolerance (bf16: 1e-2)."
         )
 
 
@@ -363,7 +365,9 @@ def final_weights(folder: Path) -> Path:
     name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
     weights = folder / "checkpoints" / name / WEIGHTS
     if not name or not weights.is_dir():
-        raise RunError(f"{folder}: expected a run with a checkpoint, got none yet. Wait for it, or `studio train` first.")
+        raise RunError(
+            f"{folder}: expected a run with a checkpoint, got none yet. Wait for it, or `studio train` first."
+        )
     return weights
 
 

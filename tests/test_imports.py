@@ -15,7 +15,8 @@ OURS = ("studio", "flows", "rewards", "pruning", "ui")
 BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "studio.names", "studio.seeds")
 COMPONENT = (*BASE, "studio.core", "studio.algorithms")
 SPINE = (*BASE, "studio.registry", "studio.schema", "studio.config", "studio.recipe", "studio.files", "studio.process")
-SPINE += ("studio.run", "studio.dist", "studio.optim")
+SPINE += ("studio.run", "studio.dist", "studio.optim", "studio.prompts", "studio.scoring", "studio.watch")
+SPINE += ("studio.state", "studio.stepwise", "studio.progress")
 
 # the longest prefix that matches a module says what it may import, besides its own prefix
 RULES: dict[str, tuple[str, ...]] = {
@@ -28,12 +29,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.registry": BASE,
     "studio.schema": (*BASE, "studio.registry"),
     "studio.config": (*BASE, "studio.registry", "studio.schema"),
-    "studio.recipe": (*BASE, "studio.registry", "studio.config"),
+    "studio.recipe": (*BASE, "studio.registry", "studio.config", "studio.core"),
+    "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
+    "studio.chart": BASE,
+    "studio.report": (*BASE, "studio.files", "studio.run", "studio.chart", "studio.config"),
     "studio.files": BASE,
     "studio.process": BASE,
     "studio.run": (*BASE, "studio.config", "studio.files", "studio.process"),
-    "studio.cli": (*OURS,),
-    "studio.doctor": (*OURS,),
+    **{f"studio.{name}": (*OURS,) for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw")},
     "flows": COMPONENT,
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges

@@ -21,7 +21,9 @@ class Flux:
     name = "flux"
     lora_targets = (*ATTENTION, *FEED_FORWARD)
 
-    def __init__(self, pipeline, *, resolution: int | None = None, text_length: int = 512, embedded_guidance: float = 3.5):
+    def __init__(
+        self, pipeline, *, resolution: int | None = None, text_length: int = 512, embedded_guidance: float = 3.5
+    ):
         self.pipeline = pipeline
         self.network: nn.Module = pipeline.transformer
         self.resolution = resolution or pipeline.default_sample_size * pipeline.vae_scale_factor

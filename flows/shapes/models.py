@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from flows.shapes.world import SIZE, words
 
@@ -24,7 +25,7 @@ def build_tokenizer():
     )
     pairs.train_from_iterator(words(), trainer)
     model = json.loads(pairs.to_str())["model"]
-    merges = [tuple(merge) for merge in model["merges"]]
+    merges: Any = [tuple(merge) for merge in model["merges"]]
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token=end, model_max_length=TEXT_LENGTH)
 
 
@@ -48,11 +49,14 @@ def build_vae():
     """AutoencoderKL, 32x32 RGB to 8x8x8 latents, about a quarter of a million parameters."""
     from diffusers import AutoencoderKL
 
+    blocks: Any = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (16, 32, 32),
+    }
     return AutoencoderKL(
+        **blocks,
         sample_size=SIZE,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
