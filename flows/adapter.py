@@ -37,10 +37,11 @@ def load_weights(model: nn.Module, folder: Path, *, lora: bool) -> None:
     """Weights that `save_weights` wrote, into the present network."""
     from safetensors.torch import load_file
 
-    file = folder / LORA_FILE if lora else folder / FULL_FOLDER / "diffusion_pytorch_model.safetensors"
-    if not file.is_file():
+    file = folder / LORA_FILE if lora else folder / FULL_FOLDER
+    files = sorted(file.glob("*.safetensors")) if file.is_dir() else [file]  # large networks are saved in shards
+    if not file.exists() or not files:
         raise MissingError(f"{file}: expected trained weights, got no such file. Name a checkpoint folder of a run.")
-    stored = load_file(file)
+    stored = {key: value for part in files for key, value in load_file(part).items()}
     if not lora:
         model.load_state_dict(stored)
         return

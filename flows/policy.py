@@ -205,10 +205,8 @@ class DenoisePolicy:
     def _condition(self, texts: list[str]) -> Condition:
         missing = [text for text in dict.fromkeys(texts) if text not in self._conditions]
         if missing:
-            with torch.no_grad():
-                fresh = self.backbone.encode(missing)
-            for row, text in enumerate(missing):
-                self._conditions[text] = {name: value[row].clone() for name, value in fresh.items()}
+            with torch.no_grad():  # one by one: how a text is rounded must not depend on what else was new to this process
+                self._conditions |= {text: _only(self.backbone.encode([text])) for text in missing}
         kept = [self._conditions[text] for text in texts]
         return {name: torch.stack([row[name] for row in kept]) for name in kept[0]}
 
@@ -229,6 +227,11 @@ class DenoisePolicy:
             current = parameter.detach().clone()
             parameter.copy_(stored)
             stored.copy_(current)
+
+
+def _only(condition: Condition) -> Condition:
+    """The single row of a condition."""
+    return {name: value[0].clone() for name, value in condition.items()}
 
 
 def _stack(taken: list[list[Taken]], pick: Callable[[Taken], Tensor]) -> Tensor:

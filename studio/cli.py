@@ -144,7 +144,7 @@ def show(run: RunName, runs: Runs = HERE, as_json: Json = False) -> None:
     latest: dict[str, Any] = {}
     for record in records:
         latest |= {name: value for name, value in record.items() if name != "t" and "@" not in name}
-    facts = {"folder": str(view.folder), **view.status, "checkpoints": view.checkpoints(), "summary": view.summary()}
+    facts = {"folder": str(view.folder), **view.status, "checkpoints": view.checkpoints(), "summary": view.summary}
     if as_json:
         print(json.dumps(facts | {"latest": latest, "recipe": view.recipe}))
         return

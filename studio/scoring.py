@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -66,6 +66,9 @@ def parts_of(scores: Mapping[str, Scores]) -> dict[str, Tensor]:
 
 def _join(done: list[Scores]) -> Scores:
     present = [torch.ones_like(s.value, dtype=torch.bool) if s.present is None else s.present for s in done]
-    names = done[0].parts if done else ()
-    parts: Callable[[str], Tensor] = lambda name: torch.cat([s.parts[name] for s in done])  # noqa: E731
+    names = dict.fromkeys(name for s in done for name in s.parts)  # a part without any score may lack them
+
+    def parts(name: str) -> Tensor:
+        return torch.cat([s.parts.get(name, torch.full_like(s.value, torch.nan)) for s in done])
+
     return Scores(torch.cat([s.value for s in done]), torch.cat(present), {name: parts(name) for name in names})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +84,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     processes = Processes(
         mixed_precision=recipe.train.mixed_precision, report_to=recipe.report_to, folder=str(run.folder / "logs")
     )
-    torch.manual_seed(recipe.seed)
+    _seed_everything(recipe.seed)
     parts = build_parts(recipe)
     model, parts.optimizer = processes.prepare(parts.policy.model, parts.optimizer)  # type: ignore[attr-defined]
     if processes.world > 1:
@@ -210,6 +212,8 @@ def update(
         parts.optimizer.zero_grad(set_to_none=True)
         parts.average.step()
     steps = {name: processes.sum(value) for name, value in total(by_step).items()}
+    if "gradient" in steps:
+        steps["gradient"] = steps["gradient"] / processes.world**2  # `backward` multiplies the loss by the number of processes
     values = {name: float(value) for name, value in metrics(_reduce(total(sums), processes)).items()}
     shown = {f"reward/{name}": part.nanmean().item() for name, part in everyone.parts.items()}  # type: ignore[attr-defined]
     return (
@@ -319,6 +323,13 @@ def _resume(run: Run, parts: Parts, processes: Processes) -> int:
         run.rewind(step)
     processes.wait()
     return step
+
+
+def _seed_everything(seed: int) -> None:
+    """Also numpy's and Python's generators: a reward may use them, and a checkpoint holds their states."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _check_first_replay(largest: float, tolerance: float) -> None:

@@ -26,8 +26,8 @@ def one_step(move, std=0.4, dt=0.1, logp=gaussian_logp, dtype=torch.float64):
     width = torch.tensor([std], dtype=dtype)
     new_mean = (mean + move.to(dtype)).requires_grad_()
     x_next = mean + std * noise
-    old = Evaluation(logp=logp(x_next, mean, width)[None], mean=mean[None], std=width[None], noise=noise[None])
-    old = Evaluation(**{**{n: getattr(old, n) for n in ("logp", "mean", "std", "noise")}, "dt": torch.full((1, 1), dt)})
+    step = torch.full((1, 1), dt)
+    old = Evaluation(logp=logp(x_next, mean, width)[None], mean=mean[None], std=width[None], noise=noise[None], dt=step)
     new = Evaluation(logp=logp(x_next, new_mean, width)[None], mean=new_mean[None], std=width[None], noise=noise[None])
     return new_mean, new, batch([[1]], old=old)
 

@@ -38,14 +38,14 @@ class Flux:
 
     def velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.pipeline.transformer
-        embeds = condition["embeds"]
+        embeds = condition["embeds"].to(transformer.dtype)  # encoders may be half precision, the network not
         image_ids = self.pipeline._prepare_latent_image_ids(1, self.side, self.side, x.device, embeds.dtype)
         guidance = x.new_full((len(x),), self.embedded_guidance) if transformer.config.guidance_embeds else None
         return self.network(
             hidden_states=x.to(transformer.dtype),
             timestep=sigma,
             guidance=guidance,
-            pooled_projections=condition["pooled"],
+            pooled_projections=condition["pooled"].to(transformer.dtype),
             encoder_hidden_states=embeds,
             txt_ids=embeds.new_zeros(embeds.shape[1], 3),
             img_ids=image_ids,

@@ -41,8 +41,8 @@ class SD3:
         return self.network(
             x.to(dtype),
             timestep=1000 * sigma,
-            encoder_hidden_states=condition["embeds"],
-            pooled_projections=condition["pooled"],
+            encoder_hidden_states=condition["embeds"].to(dtype),  # encoders may be half precision, the network not
+            pooled_projections=condition["pooled"].to(dtype),
             return_dict=False,
         )[0]
 

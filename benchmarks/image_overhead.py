@@ -1,0 +1,95 @@
+"""Wall time of one GRPO-Guard iteration over the time of the bare network calls it cannot do without.
+
+Bare: the same forwards (rollout steps, no gradient) and the same forward-backward of the replay, on the same batch shapes, plus
+decoding nothing, scoring nothing, stepping nothing. Both are timed in turn in one process; the medians are compared.
+
+    python -m benchmarks.image_overhead
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+
+from studio.dist import Processes  # noqa: E402
+from studio.recipe import Recipe, load_recipe  # noqa: E402
+from studio.train import Parts, build_parts, sample, update  # noqa: E402
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--recipe", default="shapes/grpo-guard")
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments.add_argument("overrides", nargs="*")
+    given = arguments.parse_args()
+    torch.set_num_threads(given.threads)
+    recipe, _ = load_recipe(given.recipe, given.overrides)
+    parts = build_parts(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        processes = Processes(folder=folder)
+        whole, bare = [], []
+        for turn in range(given.rounds + 1):  # the first turn warms up
+            whole.append(timed(lambda turn=turn: iterate(recipe, parts, processes, turn)))
+            bare.append(timed(lambda: network_calls(recipe, parts)))
+    parts.rewards.close()
+    parts.held_out.close()
+    iteration, network = statistics.median(whole[1:]), statistics.median(bare[1:])
+    pairs = [a / b for a, b in zip(whole[1:], bare[1:], strict=True)]
+    print(
+        json.dumps(
+            {
+                "overhead": statistics.median(pairs),
+                "overhead_range": [min(pairs), max(pairs)],
+                "iteration_s": iteration,
+                "network_s": network,
+            }
+        )
+    )
+
+
+def iterate(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> None:
+    """One whole iteration, as the loop runs it."""
+    rollout, _ = sample(recipe, parts, processes, step)
+    update(recipe, parts, processes, rollout, parts.policy.model, first=False)  # type: ignore[attr-defined]
+
+
+def network_calls(recipe: Recipe, parts: Parts) -> None:
+    """Only the network: every rollout forward, and the forward and backward of the replay."""
+    policy, train = parts.policy, recipe.train
+    sampler = recipe.policy.options.sampler
+    rows = train.groups_per_step * train.group_size // train.gradient_accumulation_steps
+    trained = len(sampler.window.steps(sampler.steps, 0, 0))
+    text = "two red circles left of a blue square"
+    x = torch.randn(rows, *policy.backbone.latent_shape, device=policy.device)  # type: ignore[attr-defined]
+    sigma = torch.full((rows,), 0.5, device=x.device)
+    for _ in range(train.gradient_accumulation_steps):
+        with torch.no_grad():
+            forward = policy.velocity([text] * rows)  # type: ignore[attr-defined]
+            for _ in range(sampler.steps):
+                forward(x, sigma)
+        for _ in range(train.epochs):
+            replay = policy.velocity([text] * (rows * trained))  # type: ignore[attr-defined]
+            replay(x.repeat_interleave(trained, 0), sigma.repeat_interleave(trained, 0)).square().mean().backward()
+    parts.optimizer.zero_grad(set_to_none=True)
+
+
+def timed(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

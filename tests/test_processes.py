@@ -1,0 +1,144 @@
+"""One process, one process in parts, and two processes learn the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import fresh, tiny
+
+from studio.run import RunView
+from studio.train import train
+
+pytestmark = pytest.mark.slow  # the shared runs alone take more than 10 s
+
+ROOT = Path(__file__).parents[1]
+STEPS = 3
+KINDS = {
+    "full": ("policy.model.train=full",),
+    "lora": ("policy.model.train=lora",),
+    "reference": ("policy.model.train=full", "algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}"),
+}
+# Adam divides by |g|: where the first gradient is of the size of eps = 1e-8, rounding of a sum taken in another order moves
+# a weight by up to the learning rate. With eps = 1e-5 only rounding remains.
+EPS = 1e-5
+
+TWO = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, "tests")
+import torch
+torch.set_num_threads(1)
+import test_processes as shared
+from studio.dist import Processes
+from studio.run import Run
+
+end = Processes.end
+Processes.end = lambda self: None  # one process group for all the runs of this test
+for kind in shared.KINDS:
+    recipe = shared.recipe_of(kind)
+    folder = Path(sys.argv[1]) / kind
+    if os.environ["RANK"] == "0":
+        run = shared.fresh(recipe, folder.parent, kind)
+        (folder / "ready").touch()
+    while not (folder / "ready").exists():
+        time.sleep(0.05)
+    run = run if os.environ["RANK"] == "0" else Run(folder, {})
+    assert shared.learn(recipe, run) == "finished"
+"""
+
+
+def recipe_of(kind: str, pieces: int = 1):
+    return tiny(*KINDS[kind], "watch.every=100", f"train.gradient_accumulation_steps={pieces}", steps=STEPS)
+
+
+def learn(recipe, run) -> str:
+    """`train` with a larger eps in Adam."""
+    import studio.train as loop
+
+    honest = loop.build_optimizer
+
+    def with_eps(policy, settings):
+        optimizer = honest(policy, settings)
+        optimizer.param_groups[0]["eps"] = EPS
+        return optimizer
+
+    loop.build_optimizer = with_eps
+    try:
+        return train(recipe, run)
+    finally:
+        loop.build_optimizer = honest
+
+
+def outcome(folder: Path) -> tuple[list[torch.Tensor], list[dict]]:
+    view = RunView.open(folder)
+    state = torch.load(view.checkpoint(STEPS) / "state.pt", weights_only=True)
+    return state["trainable"], view.metrics().records[1:]
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    return max((x - y).abs().max().item() for x, y in zip(outcome(a)[0], outcome(b)[0], strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Each kind in one process and one part."""
+    root = tmp_path_factory.mktemp("alone")
+    for kind in KINDS:
+        recipe = recipe_of(kind)
+        learn(recipe, fresh(recipe, root, kind))
+    return root
+
+
+def assert_same_metrics(a: Path, b: Path) -> None:
+    """All but times; the ratios' own rounding is far below what is compared."""
+    for x, y in zip(outcome(a)[1], outcome(b)[1], strict=True):
+        assert x.keys() == y.keys()
+        for name in x.keys() - {"t"}:
+            if not name.startswith("time/"):
+                assert x[name] == pytest.approx(y[name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_in_parts(tmp_path, alone, kind):
+    recipe = recipe_of(kind, pieces=4)
+    learn(recipe, fresh(recipe, tmp_path, kind))
+    assert largest_difference(alone / kind, tmp_path / kind) <= 1e-6
+    assert_same_metrics(alone / kind, tmp_path / kind)
+
+
+def test_adam_with_its_own_eps_stays_within_the_learning_rate(tmp_path):
+    """Measured at eps = 1e-8: 1.7e-6 at most, 3 of 1 975 496 weights beyond 1e-6."""
+    roots = []
+    for pieces in (1, 4):
+        recipe = recipe_of("full", pieces)
+        train(recipe, fresh(recipe, tmp_path, f"in-{pieces}"))
+        roots.append(outcome(tmp_path / f"in-{pieces}")[0])
+    apart = torch.cat([(x - y).abs().flatten() for x, y in zip(*roots, strict=True)])
+    assert apart.max() <= 5e-5 and (apart > 1e-6).float().mean() <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Each kind in two processes."""
+    root = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (root / "script.py").write_text(TWO, encoding="utf-8")
+    done = subprocess.run(
+        [*launch, str(root / "script.py"), str(root)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes(alone, two, kind):
+    assert largest_difference(alone / kind, two / kind) <= 1e-6
+    assert_same_metrics(alone / kind, two / kind)
