@@ -34,6 +34,14 @@ class Processes:
         """Rows of all ranks, in order of rank."""
         return x if self.world == 1 else self.accelerator.gather(x.contiguous())
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """This value of every rank, in order of rank; for the few small things that are no single tensor."""
+        if self.world == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
     def sum(self, x: Tensor) -> Tensor:
         return x if self.world == 1 else self.accelerator.reduce(x, "sum")
 

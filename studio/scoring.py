@@ -16,7 +16,7 @@ from rewards.score import check_prompts, refuse_failures, score_all
 from studio.config import Weighted
 from studio.types import Prompts, Rollout, Scores
 
-__all__ = ["Scorer", "guard_stats", "reward_of", "check_prompts"]
+__all__ = ["Scorer", "guard_stats", "join_scores", "reward_of", "check_prompts"]
 
 
 class Scorer:
@@ -36,7 +36,7 @@ class Scorer:
         """Everything submitted since the last call, in order; an error of a reward is raised here."""
         pending, self._pending = self._pending, []
         done = [future.result() for future in pending]
-        return {name: _join([scores[name] for scores in done]) for name in self.rewards}
+        return {name: join_scores([scores[name] for scores in done]) for name in self.rewards}
 
     def score(self, prompts: Prompts, samples: Any) -> dict[str, Scores]:
         with torch.no_grad():
@@ -64,7 +64,8 @@ def parts_of(scores: Mapping[str, Scores]) -> dict[str, Tensor]:
     return parts
 
 
-def _join(done: list[Scores]) -> Scores:
+def join_scores(done: list[Scores]) -> Scores:
+    """The scores of several parts or ranks as those of one batch."""
     present = [torch.ones_like(s.value, dtype=torch.bool) if s.present is None else s.present for s in done]
     names = dict.fromkeys(name for s in done for name in s.parts)  # a part without any score may lack them
 

@@ -24,7 +24,7 @@ from studio.prompts.repeat import rank_rows
 from studio.protocols import Policy, PromptSource, Stateful
 from studio.recipe import Recipe
 from studio.run import Run
-from studio.scoring import Scorer, check_prompts, parts_of, reward_of
+from studio.scoring import Scorer, check_prompts, join_scores, parts_of, reward_of
 from studio.seeds import row_seed
 from studio.state import WEIGHTS, load_state, save_state
 from studio.stepwise import step_metrics, step_sums, watch_gradient
@@ -52,6 +52,15 @@ class Parts:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         named |= {f"rewards.{name}": cached.reward for name, cached in self.rewards.rewards.items()}
         return {name: part for name, part in named.items() if name != "policy" and isinstance(part, Stateful)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One iteration's rollout on this rank, and what credit needs to know of all ranks."""
+
+    rollout: Rollout
+    everyone: Rollout  # rewards, groups and masks of the global batch; no samples, no traces
+    mine: slice  # this rank's rows of it
 
 
 def build_parts(recipe: Recipe) -> Parts:
@@ -100,10 +109,10 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             state = "stopped"
         for step in range(start, recipe.train.steps):
             began = time.monotonic()
-            rollout, timing = sample(recipe, parts, processes, step)
-            values = update(recipe, parts, processes, rollout, model, first=step == 0)
-            parts.prompts.update(rollout)
-            parts.objective.update(rollout)
+            batch, timing = sample(recipe, parts, processes, step)
+            values = update(recipe, parts, processes, batch, model, first=step == 0)
+            parts.prompts.update(batch.rollout)
+            parts.objective.update(batch.rollout)
             values |= timing | {"time/step": time.monotonic() - began}
             done = step + 1
             if processes.main:
@@ -135,7 +144,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     return state
 
 
-def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Rollout, dict[str, float]]:
+def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:
     """This rank's rollout, scored while the next part is sampled; the reference's opinion when the objective needs it."""
     began = time.monotonic()
     settings = recipe.train
@@ -158,34 +167,23 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     scores = parts.rewards.collect()
     how = recipe.combine if len(scores) > 1 else "sum"  # one reward needs no common scale
     device = rollout.mask.device
-    whole = {
-        name: replace(
-            score,
-            value=processes.gather(score.value.to(device)).cpu(),
-            present=None if score.present is None else processes.gather(score.present.to(device)).cpu(),
-            parts={k: processes.gather(v.to(device)).cpu() for k, v in score.parts.items()},
-        )
-        for name, score in scores.items()
-    }
+    ranks = processes.gather_objects(scores)
+    whole = {name: join_scores([rank[name] for rank in ranks]) for name in scores}
     everyone = _everyone(rollout, processes)
     reward, present = reward_of(whole, parts.rewards.weights, everyone, how, settings.max_failures)
     everyone = replace(everyone, reward=reward.to(device), present=present.to(device), parts=parts_of(whole))
     timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
     mine = slice(rows.start, rows.start + len(seeds))
-    return replace(
-        rollout,
-        reward=everyone.reward[mine],  # type: ignore[index]
-        present=everyone.present[mine],  # type: ignore[index]
-        parts={"credit": everyone, "mine": mine},  # type: ignore[dict-item]
-    ), timing
+    scored = everyone.at(mine)
+    rollout = replace(rollout, reward=scored.reward, present=scored.present, parts=scored.parts)
+    return Batch(rollout, everyone, mine), timing
 
 
 def update(
-    recipe: Recipe, parts: Parts, processes: Processes, rollout: Rollout, model, *, first: bool
+    recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, *, first: bool
 ) -> dict[str, float]:
     """`epochs` optimizer steps on a rollout -> metrics."""
-    everyone, mine = rollout.parts["credit"], rollout.parts["mine"]
-    rollout = replace(rollout, parts={})
+    rollout, everyone, mine = batch.rollout, batch.everyone, batch.mine
     credit = assign_credit(parts.objective, everyone).at(mine)  # type: ignore[arg-type]
     pieces = recipe.train.gradient_accumulation_steps if parts.objective.span != "batch" else 1
     sums: list[dict[str, Tensor]] = []

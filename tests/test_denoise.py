@@ -77,7 +77,9 @@ def test_the_result_is_float32_and_does_not_depend_on_the_batch():
     whole = denoise(tanh_velocity, start, grid, levels=0.5, noise=RowNoise(SEEDS, (4,)))
     alone = denoise(tanh_velocity, start[1:2], grid, levels=0.5, noise=RowNoise(SEEDS[1:2], (4,)))
     torch.testing.assert_close(whole[1:2], alone, atol=1e-6, rtol=0)
-    assert denoise(lambda x, s: x.bfloat16(), start.bfloat16(), grid).dtype == torch.float32
+    taken = []
+    end = denoise(lambda x, s: x.bfloat16(), start.bfloat16(), grid, record=taken.append)
+    assert {step.x.dtype for step in taken} == {end.dtype} == {torch.float32}
 
 
 def test_a_noisy_step_without_a_source_says_which():

@@ -201,10 +201,10 @@ def rollout_of(recipe):
     """Rollout and credit of the first iteration."""
     parts = loop.build_parts(recipe)
     try:
-        rollout, _ = loop.sample(recipe, parts, Processes(), 0)
+        batch, _ = loop.sample(recipe, parts, Processes(), 0)
     finally:
         parts.rewards.close()
-    return rollout, assign_credit(parts.objective, rollout.parts["credit"])
+    return batch.rollout, assign_credit(parts.objective, batch.everyone)
 
 
 @pytest.mark.parametrize("pieces", [1, 4, 16])  # 16: a part of which every row is missing
@@ -216,13 +216,13 @@ def test_a_missing_row_counts_nowhere(monkeypatch, reward, pieces):
     assert rollout.present.equal(there)
     assert credit.weight[5].eq(0).all() and (credit.weight[there] > 0).all()
     assert credit.weight.sum().item() == pytest.approx(1, abs=1e-6)
-    scores = rollout.parts["credit"].parts["throwaway"]
+    scores = rollout.parts["throwaway"]
     assert scores[5].isnan() and rollout.reward[5] == 0
     kept = [0, 1, 2, 3, 4, 6, 7]  # the seven that are left of group 0, by hand
     by_hand = (scores[kept] - scores[kept].mean()) / scores[kept].std(correction=0)
     assert torch.allclose(credit.advantage[kept, 0], by_hand, atol=1e-2)
     assert credit.advantage[kept, 0].sum().abs() < 1e-4
-    assert rollout.parts["credit"].parts["shown"].isnan().sum() == 1
+    assert rollout.parts["shown"].isnan().sum() == 1
 
 
 @pytest.mark.parametrize(("rows", "stops"), [({0}, False), ({0, 9}, True)])  # 1 of 16 = 6 %, 2 of 16 = 12.5 %
