@@ -103,10 +103,10 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     processes.track(run.folder.name, {"recipe": str(run.folder / "recipe.yaml")})
     if processes.main:
         run.status("running", step=start)
-    state = "finished"
+    state, alarmed = "finished", False
     try:
-        if start == 0 and _watch(0, recipe, run, parts, processes):
-            state = "stopped"
+        if start == 0:
+            _watch(0, recipe, run, parts, processes)  # the untouched base: what every later evaluation is compared with
         for step in range(start, recipe.train.steps):
             began = time.monotonic()
             batch, timing = sample(recipe, parts, processes, step)
@@ -138,7 +138,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
         stop.restore()
     processes.wait()
     if processes.main:
-        reason = "finished" if state == "finished" else "an alarm" if alarmed else "requested"
+        reason = None if state == "finished" else "an alarm" if alarmed else "requested"
         run.status(state, exit_code=0, reason=reason)
     processes.end()
     return state
