@@ -32,7 +32,7 @@ def step_sums(objective: Objective, new: Evaluation, rollout: Rollout, credit: C
         moved = (new.mean - rollout.old.mean).double().flatten(2)
         sums["predicted"] = live * -(moved**2).mean(2) / (2 * new.std.double() ** 2)
         sums["moved"] = live * moved.abs().mean(2)
-        if new.mean.grad is not None and new.jacobian is not None:
+        if new.mean.retains_grad and new.mean.grad is not None and new.jacobian is not None:
             sums["gradient"] = (new.mean.grad.double().flatten(2) ** 2).sum(2) * new.jacobian.double() ** 2
     return {name: value.sum(0) for name, value in sums.items()}
 
