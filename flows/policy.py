@@ -16,6 +16,7 @@ from flows.denoise import RowNoise, Taken, denoise
 from flows.sampler import Sampler
 from flows.schedule import even_grid
 from flows.sde import KERNELS, over, step_logp
+from studio.seeds import row_seed
 from studio.shapes import expect
 from studio.types import EVERY, Evaluation, Prompts, Rollout
 
@@ -218,7 +219,7 @@ class DenoisePolicy:
         return torch.stack([order < kept for order in orders])
 
     def _shared_start(self, group: Tensor, step: int) -> Tensor:
-        seeds = [hash((self.seed, step, int(g))) & (2**63 - 1) for g in group]
+        seeds = [row_seed(self.seed, f"start/{step}/{int(g)}", 0) for g in group]
         return RowNoise(seeds, self.backbone.latent_shape)()
 
     @torch.no_grad()
