@@ -10,17 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "peft",
-    "safetensors",
-    "gradio",
-    "pydantic",
-)
+from studio.process import PACKAGES
 
 
 class Check(NamedTuple):
@@ -43,9 +33,7 @@ def checks(runs: Path) -> Iterator[Check]:
         "import torchvision; from torchvision.ops import nms",
         "torch and torchvision must come from the same index: reinstall both together",
     )
-    yield _probe(
-        "diffusers works", "from diffusers import StableDiffusion3Pipeline", "reinstall diffusers and transformers"
-    )
+    yield _probe("diffusers works", "from diffusers import StableDiffusion3Pipeline", "reinstall diffusers and transformers")
     yield _probe(
         "accelerator",
         "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'none: bundled models run on CPU')",
