@@ -28,7 +28,7 @@ from studio.train import Parts, build_parts, sample, update  # noqa: E402
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--recipe", default="shapes/grpo-guard")
-    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments.add_argument("overrides", nargs="*")
     given = arguments.parse_args()

@@ -26,7 +26,13 @@ VARIANTS: dict[str, list[str]] = {
     "grpo_guard": ["algorithm={name: grpo_guard, clip: 2.0e-5, scale: group}"],
     "grpo_guard + kl": ["algorithm={name: grpo_guard, clip: 2.0e-5, kl: 0.001, kl_form: velocity, scale: group}"],
 }
-COMMON = ["rewards={clip: {weight: 1.0}}", "held_out={scene: {weight: 1.0}}", "train.epochs=2", "watch.prompts=256"]
+COMMON = [
+    "rewards={clip: {weight: 1.0}}",
+    "held_out={scene: {weight: 1.0}}",
+    "train.epochs=2",
+    "train.groups_per_step=8",
+    "watch.prompts=256",
+]
 PER_STEP = ("raw_shift", "raw_std", "predicted", "shift", "std", "above", "below")
 
 

@@ -50,9 +50,7 @@ GATES = {"inv_dt": inverse_dt, "inv_jacobian": inverse_jacobian, "none": None}
 class GRPOGuard:
     """GRPO-Guard (arXiv:2510.22319): RatioNorm and per-step reweighting on top of Flow-GRPO."""
 
-    clip: Annotated[float, Field(gt=0)] = (
-        2e-6  # third-party configs at 512 px: 2e-6 to 4e-6; grows as 1/√D for smaller latents
-    )
+    clip: Annotated[float, Field(gt=0)] = 2e-6  # third-party configs at 512 px: 2e-6 to 4e-6; grows as 1/√D for smaller latents
     reweight: Literal["inv_dt", "inv_jacobian", "none"] = "inv_dt"  # the paper's; prefer inv_jacobian off flow_sde
     kl: Annotated[float, Field(ge=0)] = 0.0
     kl_form: KL = "velocity"

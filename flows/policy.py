@@ -16,6 +16,7 @@ from flows.denoise import RowNoise, Taken, denoise
 from flows.sampler import Sampler
 from flows.schedule import even_grid
 from flows.sde import KERNELS, over, step_logp
+from studio.errors import ConfigError
 from studio.seeds import row_seed
 from studio.shapes import expect
 from studio.types import EVERY, Evaluation, Prompts, Rollout
@@ -59,7 +60,7 @@ class DenoisePolicy:
     ) -> Rollout:
         """One image a row with a record of its noisy steps; `finished` sees every micro-batch of images as it is done."""
         sigmas = self.grid(self.sampler.steps)
-        window = self.sampler.window.steps(self.sampler.steps, step, self.seed)
+        window = self.noisy_steps(step)
         levels = [self.sampler.level if index in window else 0.0 for index in range(self.sampler.steps)]
         images, taken = [], []
         with torch.no_grad():
@@ -124,6 +125,19 @@ class DenoisePolicy:
             jacobian=fold(step.jacobian),
             velocity=fold(v),
         )
+
+    def noisy_steps(self, step: int) -> list[int]:
+        """Indices of the stochastic, trained steps of a rollout: those of the window whose std is at least `min_std`."""
+        window, sigmas = self.sampler.window.steps(self.sampler.steps, step, self.seed), self.grid(self.sampler.steps)
+        x = torch.zeros(self.sampler.steps)
+        std = KERNELS[self.sampler.kernel](x, x, sigmas[:-1], sigmas[1:], torch.full_like(x, self.sampler.level)).std
+        kept = [index for index in window if std[index] >= self.sampler.min_std]
+        if not kept:
+            raise ConfigError(
+                f"recipe.sampler: expected a window with a step of std at least min_std = {self.sampler.min_std:g}, got steps "
+                f"{window} with {', '.join(f'{std[i]:.2g}' for i in window)}. Move the window, raise level or lower min_std."
+            )
+        return kept
 
     @torch.no_grad()
     def images(self, texts: list[str], seeds: Sequence[int], *, micro: int = 128, steps: int | None = None) -> Tensor:

@@ -20,9 +20,7 @@ class Denoise:
     sampler: Sampler = field(default_factory=Sampler)
 
     # what DenoisePolicy provides, stated here so that a recipe is checked before torch or a model is loaded
-    provides: ClassVar[frozenset[str]] = frozenset(
-        {"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref"}
-    )
+    provides: ClassVar[frozenset[str]] = frozenset({"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref"})
     reads: ClassVar[str] = "image"
 
     def check(self) -> list[str]:

@@ -57,10 +57,11 @@ class Sampler:
     guidance: Annotated[float, Field(ge=1.0)] = 1.0  # classifier-free weight, the same in rollout and replay; 1 = off
     kernel: Literal["flow_sde", "dance_sde", "cps", "ddim"] = "flow_sde"
     level: Annotated[float, Field(gt=0.0, le=2.0)] = 0.7  # noise: a of flow_sde and cps, eta of dance_sde and ddim
+    min_std: Annotated[float, Field(ge=0)] = (
+        0.01  # window steps with less noise follow the ODE: their ratio is rounding divided by almost nothing
+    )
     grid: Literal["pipeline", "even"] = "pipeline"  # the scheduler's own, or linspace with a static shift
     grid_shift: Annotated[float, Field(gt=0)] = 3.0  # of the even grid
     window: Window = field(default_factory=Window)
-    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = (
-        1.0  # random share of window steps per sample (DanceGRPO: 0.6)
-    )
+    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # random share of window steps per sample (DanceGRPO: 0.6)
     same_noise: bool = False  # all samples of a group start from the same latent

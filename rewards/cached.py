@@ -55,11 +55,7 @@ class Cached:
         scores = checked_scores(self.name, self.reward(batch, prompts.take(rows)), len(rows))
         values, present = scores.value.tolist(), scores.present.tolist()
         parts = {name: part.tolist() for name, part in scores.parts.items()}
-        return {
-            key: (values[i], {name: part[i] for name, part in parts.items()})
-            for i, (key, _) in enumerate(new)
-            if present[i]
-        }
+        return {key: (values[i], {name: part[i] for name, part in parts.items()}) for i, (key, _) in enumerate(new) if present[i]}
 
     def _remember(self, keys: list[tuple], found: dict) -> None:
         for key in keys:
@@ -75,9 +71,7 @@ def sample_keys(samples: Any, prompts: Prompts) -> list[tuple[str, str, str]]:
     if isinstance(samples, list):
         content = [text.encode() for text in samples]
     else:
-        shape = repr(
-            (samples.dtype, tuple(samples.shape[1:]))
-        ).encode()  # equal bytes of another shape are another sample
+        shape = repr((samples.dtype, tuple(samples.shape[1:]))).encode()  # equal bytes of another shape are another sample
         content = [shape + row.numpy().tobytes() for row in samples.detach().cpu()]
     digests = [hashlib.sha256(one).hexdigest() for one in content]
     return list(zip(digests, prompts.key, prompts.text, strict=True))

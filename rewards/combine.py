@@ -62,9 +62,7 @@ def _check(scores: Mapping[str, Scores], weights: Mapping[str, float], group: Te
             "Name the same rewards in both."
         )
     if how not in How.__args__:
-        raise ConfigError(
-            f"combine: expected how to be one of {', '.join(How.__args__)}, got {how!r}. Choose one of them."
-        )
+        raise ConfigError(f"combine: expected how to be one of {', '.join(How.__args__)}, got {how!r}. Choose one of them.")
     for name, score in scores.items():
         if score.value.shape != group.shape:
             raise ShapeError(

@@ -31,9 +31,7 @@ def guard_stats(images: Tensor, group: Tensor | None = None) -> dict[str, Tensor
     from rewards.image.jpeg import jpeg_kilobytes
 
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ShapeError(
-            f"guard_stats: images have shape {list(images.shape)}, expected [B, 3, H, W]. Pass RGB images."
-        )
+        raise ShapeError(f"guard_stats: images have shape {list(images.shape)}, expected [B, 3, H, W]. Pass RGB images.")
     images = images.detach().float()
     light = luminance(images)
     stats = {

@@ -33,10 +33,7 @@ def score_all(rewards: Mapping[str, RewardFn], samples: Any, prompts: Prompts) -
     Gradients of differentiable rewards pass through.  A reward that raises stops the run with RewardError; errors that
     already explain themselves (a missing model, a prompt that does not fit) pass unchanged, with their exit code.
     """
-    return {
-        name: checked_scores(name, _call(name, reward, samples, prompts), len(prompts))
-        for name, reward in rewards.items()
-    }
+    return {name: checked_scores(name, _call(name, reward, samples, prompts), len(prompts)) for name, reward in rewards.items()}
 
 
 def checked_scores(name: str, result: Tensor | Scores, rows: int) -> Scores:
@@ -53,13 +50,10 @@ def checked_scores(name: str, result: Tensor | Scores, rows: int) -> Scores:
     for label, tensor in {"value": result.value, "present": result.present, **result.parts}.items():
         if tensor is not None and tensor.shape != (rows,):
             raise ShapeError(
-                f"reward {name!r}: {label} has shape {list(tensor.shape)}, expected [B] = [{rows}]. "
-                "Return one number per sample."
+                f"reward {name!r}: {label} has shape {list(tensor.shape)}, expected [B] = [{rows}]. Return one number per sample."
             )
     value = result.value.float()
-    present = (
-        torch.ones_like(value, dtype=torch.bool) if result.present is None else result.present.bool().to(value.device)
-    )
+    present = torch.ones_like(value, dtype=torch.bool) if result.present is None else result.present.bool().to(value.device)
     unusable = (present & ~value.isfinite()).nonzero().flatten().tolist()
     if unusable:
         raise RewardError(

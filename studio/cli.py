@@ -32,9 +32,7 @@ HERE = Path("runs")
 
 
 @app.command(context_settings=OVERRIDES)
-def demo(
-    ctx: typer.Context, runs: Runs = HERE, name: Name = None, progress: Style = "auto", prompts: int = 256
-) -> None:
+def demo(ctx: typer.Context, runs: Runs = HERE, name: Name = None, progress: Style = "auto", prompts: int = 256) -> None:
     """Align the bundled pipeline with GRPO-Guard, compare before and after, write the report."""
     from studio.demo import run_demo
 
@@ -170,9 +168,7 @@ def stop(run: RunName, runs: Runs = HERE) -> None:
 def sample(
     run: RunName,
     runs: Runs = HERE,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="Repeat for several; default: held-out prompts.")
-    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Repeat for several; default: held-out prompts.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures in all.")] = 16,
     seed: int = 0,
     base: Annotated[bool, typer.Option("--base", help="The untrained weights.")] = False,

@@ -19,9 +19,7 @@ def run_demo(overrides: list[str], *, runs: Path, name: str | None, progress: st
     began = time.monotonic()
     _say("GRPO-Guard aligns a small text-to-image pipeline with its captions: watch reward/mean rise.")
     run, recipe = open_run(RECIPE, overrides, runs=runs, run_name=name, resume=False, processes=1)
-    _say(
-        f"run {run.folder}: {recipe.train.steps} steps of {recipe.train.groups_per_step} × {recipe.train.group_size} images"
-    )
+    _say(f"run {run.folder}: {recipe.train.steps} steps of {recipe.train.groups_per_step} × {recipe.train.group_size} images")
     code = start(run, recipe, progress=progress)
     if code:
         return code

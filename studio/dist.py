@@ -17,9 +17,7 @@ class Processes:
         from accelerate import Accelerator
 
         on_cpu = not torch.cuda.is_available()
-        self.accelerator = Accelerator(
-            cpu=on_cpu, mixed_precision=mixed_precision, log_with=report_to or None, project_dir=folder
-        )
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, log_with=report_to or None, project_dir=folder)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.tracking = bool(report_to)

@@ -106,6 +106,4 @@ def work(run: Run, recipe: Recipe, *, progress: str = "auto", log_every: int = 1
 
 def _failed(run: Run, main: bool, code: int, reason: str, details: str | None = None) -> None:
     if main:
-        run.status(
-            "stopped" if code == INTERRUPTED else "failed", exit_code=code, reason=reason, error=details or reason
-        )
+        run.status("stopped" if code == INTERRUPTED else "failed", exit_code=code, reason=reason, error=details or reason)

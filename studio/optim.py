@@ -14,7 +14,7 @@ from studio.recipe import Train
 
 def build_optimizer(policy: Policy, train: Train) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        list(policy.trainable()), lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, eps=1e-8
+        list(policy.trainable()), lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, eps=train.adam_epsilon
     )
 
 

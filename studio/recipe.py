@@ -28,15 +28,12 @@ class Train:
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8  # gradients below it count for less than Adam's full step
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = (
-        0.9  # decay of the averaged weights that are evaluated and saved; 0 = off
-    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9  # decay of the averaged weights that are evaluated and saved; 0 = off
     ema_every: Positive = 1  # optimizer steps between averages
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    ratio_tolerance: Annotated[float, Field(gt=0)] = (
-        1e-6  # max |log ratio| of the first replay; more = rollout and replay differ
-    )
+    ratio_tolerance: Annotated[float, Field(gt=0)] = 1e-6  # max |log ratio| of the first replay; more = rollout and replay differ
     checkpointing_steps: Positive = 20
     checkpoints_total_limit: Positive = 2
     max_failures: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of rows without a reward that stops the run
@@ -49,9 +46,7 @@ class Watch:
     every: Positive = 20  # iterations between evaluations; the first is the untouched base
     prompts: Positive = 64  # held-out prompts per evaluation
     samples: Annotated[int, Field(ge=0)] = 24  # pictures kept of each evaluation
-    fall: Annotated[float, Field(gt=0)] = (
-        3.0  # alarm: held-out mean this many standard errors below the base while the proxy rose
-    )
+    fall: Annotated[float, Field(gt=0)] = 3.0  # alarm: held-out mean this many standard errors below the base while the proxy rose
     sigmas: Annotated[float, Field(gt=0)] = 3.0  # alarm: a guard's mean this many base standard deviations away
     patience: Positive = 2  # evaluations in a row before an alarm
     stop: bool = False  # an alarm ends the run
@@ -66,9 +61,7 @@ class Recipe:
     prompts: Annotated[Component, Kind("prompts")]
     rewards: dict[str, Annotated[Weighted, Kind("reward")]]
     held_out: dict[str, Annotated[Weighted, Kind("reward")]] = field(default_factory=dict)  # scored, never trained on
-    combine: Literal["normalize_each", "gdpo", "sum"] = (
-        "normalize_each"  # several rewards: standardize each in its group first
-    )
+    combine: Literal["normalize_each", "gdpo", "sum"] = "normalize_each"  # several rewards: standardize each in its group first
     train: Train = field(default_factory=Train)
     watch: Watch = field(default_factory=Watch)
     report_to: list[str] = field(default_factory=list)  # trackers of accelerate: tensorboard, wandb, trackio
@@ -76,9 +69,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not self.rewards:
-            raise ValueError(
-                "rewards: expected at least one reward, got none. Add for example 'rewards: {jpeg_size: 1.0}'."
-            )
+            raise ValueError("rewards: expected at least one reward, got none. Add for example 'rewards: {jpeg_size: 1.0}'.")
 
     def objective(self):
         """The algorithm's seven slots."""

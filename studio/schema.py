@@ -202,9 +202,7 @@ class Reader:
             if not isinstance(data, Mapping):
                 return self.wrong(path, _expected(base), data, slot)
             keys, values = inner or (Any, Any)
-            made = {
-                self.value(keys, k, f"{path}.{k}"): self.value(values, v, f"{path}.{k}", key=k) for k, v in data.items()
-            }
+            made = {self.value(keys, k, f"{path}.{k}"): self.value(values, v, f"{path}.{k}", key=k) for k, v in data.items()}
             return _BAD if len(self.problems) > before else made
         if not isinstance(data, list | tuple | set | frozenset):
             return self.wrong(path, _expected(base), data, slot)

@@ -25,9 +25,7 @@ def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], Tensor, P
     arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     sizes = {array.shape for array in arrays}
     if len(sizes) > 1:
-        raise ConfigError(
-            f"{folder}: expected images of one size, got {sorted(s[:2] for s in sizes)}. Score them by size."
-        )
+        raise ConfigError(f"{folder}: expected images of one size, got {sorted(s[:2] for s in sizes)}. Score them by size.")
     texts = _captions(folder, files, prompt)
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
     return files, images, Prompts(texts, texts, [{} for _ in texts])

@@ -40,9 +40,7 @@ def load_state(folder: Path, policy: Policy, parts: Mapping[str, Any]) -> None:
     parameters = list(policy.trainable())
     stored = state["trainable"]
     if [p.shape for p in parameters] != [s.shape for s in stored]:
-        raise RunError(
-            f"{file}: expected weights of this recipe's policy, got other shapes. Resume with the run's own recipe."
-        )
+        raise RunError(f"{file}: expected weights of this recipe's policy, got other shapes. Resume with the run's own recipe.")
     with torch.no_grad():
         for parameter, value in zip(parameters, stored, strict=True):
             parameter.copy_(value)

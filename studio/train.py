@@ -90,9 +90,7 @@ def build_parts(recipe: Recipe) -> Parts:
 
 def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: None) -> str:
     """Run the recipe to its end or to a requested stop, from the run's latest checkpoint -> the final state's name."""
-    processes = Processes(
-        mixed_precision=recipe.train.mixed_precision, report_to=recipe.report_to, folder=str(run.folder / "logs")
-    )
+    processes = Processes(mixed_precision=recipe.train.mixed_precision, report_to=recipe.report_to, folder=str(run.folder / "logs"))
     _seed_everything(recipe.seed)
     parts = build_parts(recipe)
     model, parts.optimizer = processes.prepare(parts.policy.model, parts.optimizer)  # type: ignore[attr-defined]
@@ -121,9 +119,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             processes.log(values, done)
             alarmed = done % recipe.watch.every == 0 and _watch(done, recipe, run, parts, processes)
             asked = run.poll_control() if processes.main else set()
-            flags = processes.agree(
-                {name: name in asked for name in ("stop", "save", "sample")} | {"signal": stop.wanted}
-            )
+            flags = processes.agree({name: name in asked for name in ("stop", "save", "sample")} | {"signal": stop.wanted})
             if flags["sample"] and done % recipe.watch.every:
                 _watch(done, recipe, run, parts, processes)
             leave = flags["stop"] or flags["signal"] or alarmed
@@ -179,9 +175,7 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     return Batch(rollout, everyone, mine), timing
 
 
-def update(
-    recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, *, first: bool
-) -> dict[str, float]:
+def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, *, first: bool) -> dict[str, float]:
     """`epochs` optimizer steps on a rollout -> metrics."""
     rollout, everyone, mine = batch.rollout, batch.everyone, batch.mine
     credit = assign_credit(parts.objective, everyone).at(mine)  # type: ignore[arg-type]
@@ -374,9 +368,7 @@ def final_weights(folder: Path) -> Path:
     name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
     weights = folder / "checkpoints" / name / WEIGHTS
     if not name or not weights.is_dir():
-        raise RunError(
-            f"{folder}: expected a run with a checkpoint, got none yet. Wait for it, or `studio train` first."
-        )
+        raise RunError(f"{folder}: expected a run with a checkpoint, got none yet. Wait for it, or `studio train` first.")
     return weights
 
 

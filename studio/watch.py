@@ -72,9 +72,7 @@ class Alarm:
     """Remembers the base and counts how often in a row a guard left its range or gold fell while the proxy rose."""
 
     settings: Watch
-    base: dict[str, dict[str, tuple[float, float, int]]] = field(
-        default_factory=dict
-    )  # kind -> name -> mean, std, rows
+    base: dict[str, dict[str, tuple[float, float, int]]] = field(default_factory=dict)  # kind -> name -> mean, std, rows
     strikes: dict[str, int] = field(default_factory=dict)
 
     def look(self, evaluated: Evaluated, trained: Sequence[str]) -> list[str]:
@@ -99,9 +97,7 @@ class Alarm:
         for name, (mean, _, _) in now["guards"].items():
             before, std, _ = self.base["guards"][name]
             if abs(mean - before) > self.settings.sigmas * std:
-                found[name] = (
-                    f"guard {name} moved from {before:.4f} to {mean:.4f}, {abs(mean - before) / max(std, 1e-12):.1f} σ"
-                )
+                found[name] = f"guard {name} moved from {before:.4f} to {mean:.4f}, {abs(mean - before) / max(std, 1e-12):.1f} σ"
         self.strikes = {name: self.strikes.get(name, 0) + 1 for name in found}
         return [found[name] for name, count in self.strikes.items() if count >= self.settings.patience]
 

@@ -143,10 +143,8 @@ def test_all_problems_are_reported_at_once():
     assert problems(data) == [
         "recipe.sed: 'recipe' has no such field; did you mean 'seed'? (fields: algorithm, rewards, train, ema, seed)",
         "recipe.algorithm.beta: expected a number, got nothing. Add this line.",
-        "recipe.rewards.ocr.wieght: 'ocr' has no such field; did you mean 'weight'?"
-        " (fields: weight, languages, strict)",
-        "recipe.rewards.clip.weight: expected a number, got the text 'heavy'."
-        " Change it or remove the line (default 1.0).",
+        "recipe.rewards.ocr.wieght: 'ocr' has no such field; did you mean 'weight'? (fields: weight, languages, strict)",
+        "recipe.rewards.clip.weight: expected a number, got the text 'heavy'. Change it or remove the line (default 1.0).",
         "recipe.rewards.hps.name: no reward is named 'hps'. (known: clip, ocr)",
         "recipe.train.steps: expected a whole number, got the text 'abc'. Change it or remove the line (default 100).",
         "recipe.train.lr: expected a value greater than 0, got -1. Change it or remove the line (default 0.0001).",
@@ -201,9 +199,7 @@ def test_what_yaml_misreads_is_read_as_meant(text, expected):
 
 
 def test_missing_component_says_which_names_there_are():
-    assert problems({}) == [
-        "recipe.algorithm: expected a name (grpo, nft) or a block with 'name', got nothing. Add this line."
-    ]
+    assert problems({}) == ["recipe.algorithm: expected a name (grpo, nft) or a block with 'name', got nothing. Add this line."]
 
 
 def test_component_without_name_is_refused():

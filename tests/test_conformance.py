@@ -63,9 +63,7 @@ def prepared(name: str, toy: str, by: float = 0.03) -> tuple[Objective, Toy, Rol
 def gradient(policy: Toy, loss: torch.Tensor) -> torch.Tensor:
     policy.zero_grad()
     loss.backward()
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in policy.trainable()]
-    )
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in policy.trainable()])
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -125,10 +123,7 @@ def test_dead_decisions_change_nothing_even_when_they_are_not_numbers(name, toy)
             return None
         live = {f.name: getattr(said, f.name) for f in fields(said) if getattr(said, f.name) is not None}
         return Evaluation(
-            **{
-                n: torch.where(dead.reshape(dead.shape + (1,) * (x.ndim - 2)), value, x.detach())
-                for n, x in live.items()
-            }
+            **{n: torch.where(dead.reshape(dead.shape + (1,) * (x.ndim - 2)), value, x.detach()) for n, x in live.items()}
         )
 
     results = []

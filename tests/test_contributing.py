@@ -169,9 +169,7 @@ def test_readme_recipe_is_accepted():
 
 def test_readme_overrides_are_accepted():
     text = README.replace("\\\n", " ")
-    commands = [
-        shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("studio train shapes")
-    ]
+    commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("studio train shapes")]
     assert len(commands) >= 4
     for _, _, recipe, *rest in commands:
         load_recipe(recipe, [word for word in rest if "=" in word])

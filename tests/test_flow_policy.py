@@ -18,7 +18,7 @@ from flows.sampler import Sampler, Window
 from flows.shapes.world import SIZE
 from rewards.image.jpeg import JpegSize
 from studio.core import assign_credit, decision_ratio, metrics, policy_loss
-from studio.errors import MissingError
+from studio.errors import ConfigError, MissingError
 from studio.types import Prompts
 
 TEXTS = ["two red circles left of a blue square", "a cyan triangle", "three green squares"]
@@ -74,11 +74,7 @@ def test_the_first_replay_has_ratio_one(policies, train, guidance, kernel):
         with torch.no_grad():
             new = policy.evaluate(part)
         assert regulated_ratio(new, part).abs().max() <= 1e-6
-        plain = decision_ratio(new, part).abs()
-        # The plain ratio of a Gaussian step divides the difference of the means by the std: ddim's is 0.006 at the last
-        # trained step, where 6e-8 in the mean is 1e-5 in the ratio.
-        limit = (1e-7 / part.old.std).clamp(min=1e-6) if kernel == "ddim" else torch.full_like(plain, 1e-6)
-        assert (plain <= limit).all(), (plain / limit).max()
+        assert decision_ratio(new, part).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("kernel", NOISY)
@@ -279,3 +275,17 @@ def test_one_update_of_a_tiny_sd3(algorithm, guidance):
     with torch.no_grad():
         after, stats = policy_loss(objective, policy.evaluate(rollout), rollout, credit)
     assert torch.isfinite(after) and metrics(stats)["ratio/largest"] > 1e-6
+
+
+@pytest.mark.parametrize(("kernel", "trained"), [("flow_sde", 7), ("dance_sde", 7), ("cps", 6), ("ddim", 6)])
+def test_steps_without_enough_noise_are_not_trained(policies, kernel, trained):
+    """The grid ends 0.338, 0.0089, 0; the noise of cps and ddim goes with the next sigma, so at 0.0089 little is left."""
+    policy = policies["lora"]
+    policy.sampler = Sampler(kernel=kernel, level=NOISY[kernel])
+    assert policy.noisy_steps(0) == list(range(trained))
+    assert draw(policy, rows=2).old.std.shape == (2, trained) and draw(policy, rows=2).old.std.min() >= 0.01
+    policy.sampler = replace(policy.sampler, min_std=0.0)
+    assert policy.noisy_steps(0) == list(range(7))
+    policy.sampler = replace(policy.sampler, min_std=2.0)
+    with pytest.raises(ConfigError, match="recipe.sampler: expected a window with a step of std at least min_std = 2"):
+        policy.noisy_steps(0)

@@ -95,9 +95,7 @@ def test_baseline_by_hand():
     assert baseline == GuardBaseline({"luminance": pytest.approx(0.5)}, {"luminance": pytest.approx(0.1)})
     assert baseline.violations({"luminance": torch.tensor([0.3, 0.3, 0.3])}) == {}  # 2 sigmas
     assert baseline.violations({"luminance": torch.tensor([0.0, 0.2])}) == {"luminance": pytest.approx(-4, abs=1e-4)}
-    assert baseline.violations({"luminance": torch.tensor([0.3])}, sigmas=1) == {
-        "luminance": pytest.approx(-2, abs=1e-4)
-    }
+    assert baseline.violations({"luminance": torch.tensor([0.3])}, sigmas=1) == {"luminance": pytest.approx(-2, abs=1e-4)}
 
 
 def test_a_statistic_that_is_not_a_number_is_a_violation():

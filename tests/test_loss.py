@@ -226,8 +226,7 @@ def test_refusal_says_who_needs_what_and_what_to_do():
     with pytest.raises(NeedsError) as caught:
         check_fit("ppo", objective, {"logp", "ref", "entropy"}, "text")
     assert str(caught.value) == (
-        "algorithm 'ppo' needs logp, value; policy 'text' provides entropy, logp, ref. "
-        "Use it with a policy that provides value."
+        "algorithm 'ppo' needs logp, value; policy 'text' provides entropy, logp, ref. Use it with a policy that provides value."
     )
 
 

@@ -21,10 +21,6 @@ KINDS = {
     "lora": ("policy.model.train=lora",),
     "reference": ("policy.model.train=full", "algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}"),
 }
-# Adam divides by |g|: where the first gradient is of the size of eps = 1e-8, rounding of a sum taken in another order moves
-# a weight by up to the learning rate. With eps = 1e-5 only rounding remains.
-EPS = 1e-5
-
 TWO = """
 import os, sys, time
 from pathlib import Path
@@ -46,30 +42,12 @@ for kind in shared.KINDS:
     while not (folder / "ready").exists():
         time.sleep(0.05)
     run = run if os.environ["RANK"] == "0" else Run(folder, {})
-    assert shared.learn(recipe, run) == "finished"
+    assert shared.train(recipe, run) == "finished"
 """
 
 
 def recipe_of(kind: str, pieces: int = 1):
     return tiny(*KINDS[kind], "watch.every=100", f"train.gradient_accumulation_steps={pieces}", steps=STEPS)
-
-
-def learn(recipe, run) -> str:
-    """`train` with a larger eps in Adam."""
-    import studio.train as loop
-
-    honest = loop.build_optimizer
-
-    def with_eps(policy, settings):
-        optimizer = honest(policy, settings)
-        optimizer.param_groups[0]["eps"] = EPS
-        return optimizer
-
-    loop.build_optimizer = with_eps
-    try:
-        return train(recipe, run)
-    finally:
-        loop.build_optimizer = honest
 
 
 def outcome(folder: Path) -> tuple[list[torch.Tensor], list[dict]]:
@@ -88,7 +66,7 @@ def alone(tmp_path_factory):
     root = tmp_path_factory.mktemp("alone")
     for kind in KINDS:
         recipe = recipe_of(kind)
-        learn(recipe, fresh(recipe, root, kind))
+        train(recipe, fresh(recipe, root, kind))
     return root
 
 
@@ -104,16 +82,18 @@ def assert_same_metrics(a: Path, b: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_process_in_parts(tmp_path, alone, kind):
     recipe = recipe_of(kind, pieces=4)
-    learn(recipe, fresh(recipe, tmp_path, kind))
+    train(recipe, fresh(recipe, tmp_path, kind))
+    print(kind, "in parts", largest_difference(alone / kind, tmp_path / kind))
     assert largest_difference(alone / kind, tmp_path / kind) <= 1e-6
     assert_same_metrics(alone / kind, tmp_path / kind)
 
 
-def test_adam_with_its_own_eps_stays_within_the_learning_rate(tmp_path):
-    """Measured at eps = 1e-8: 1.7e-6 at most, 3 of 1 975 496 weights beyond 1e-6."""
+def test_adam_with_torch_s_eps_stays_within_the_learning_rate(tmp_path):
+    """Adam divides by |g|: where a gradient is of the size of eps, rounding of a sum taken in another order moves a weight by up
+    to the learning rate. Measured at eps = 1e-8: 1.7e-6 at most, 3 of 1 975 496 weights beyond 1e-6. Recipes here have 1e-6."""
     roots = []
     for pieces in (1, 4):
-        recipe = recipe_of("full", pieces)
+        recipe = tiny(*KINDS["full"], f"train.gradient_accumulation_steps={pieces}", "train.adam_epsilon=1e-8", steps=STEPS)
         train(recipe, fresh(recipe, tmp_path, f"in-{pieces}"))
         roots.append(outcome(tmp_path / f"in-{pieces}")[0])
     apart = torch.cat([(x - y).abs().flatten() for x, y in zip(*roots, strict=True)])
@@ -140,5 +120,6 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes(alone, two, kind):
+    print(kind, "two processes", largest_difference(alone / kind, two / kind))
     assert largest_difference(alone / kind, two / kind) <= 1e-6
     assert_same_metrics(alone / kind, two / kind)

@@ -105,9 +105,7 @@ def test_warnings_about_small_groups():
     assert load_recipe(GUARD)[0].check() == []
 
 
-@pytest.mark.parametrize(
-    ("where", "text"), [("train", "a photo of a cat"), ("test", "a photo of a cat")]
-)
+@pytest.mark.parametrize(("where", "text"), [("train", "a photo of a cat"), ("test", "a photo of a cat")])
 def test_a_prompt_that_the_reward_cannot_judge(tmp_path, no_model, where, text):
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
     good.write_text("a red circle\n", encoding="utf-8")

@@ -223,9 +223,7 @@ def clip_folder(folder):
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    vision = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
     text = text_config(tokenizer, width=32, layers=2, heads=2, projection=16)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"projection_dim": 16}, projection_dim=16))
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -244,9 +242,7 @@ def test_clip_is_the_cosine_of_the_models_own_embeddings(clip):
     folder, model, tokenizer, processor = clip
     images = torch.rand(2, 3, 32, 32)
     score = ClipReward(str(folder), device="cpu")(images, TWO)
-    pixels = (images - torch.tensor(processor.image_mean)[:, None, None]) / torch.tensor(processor.image_std)[
-        :, None, None
-    ]
+    pixels = (images - torch.tensor(processor.image_mean)[:, None, None]) / torch.tensor(processor.image_std)[:, None, None]
     with torch.no_grad():
         out = model.eval()(pixel_values=pixels, **tokenizer(TWO.text, padding=True, return_tensors="pt"))
     torch.testing.assert_close(score, out.logits_per_image.diag() / model.logit_scale.exp(), atol=1e-5, rtol=0)
@@ -297,9 +293,7 @@ def test_preprocessing_agrees_with_the_image_processor(shape, kind):
 
     square = {"height": 32, "width": 32}
     processor = (
-        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square)
-        if kind == "clip"
-        else SiglipImageProcessor(size=square)
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square) if kind == "clip" else SiglipImageProcessor(size=square)
     )
     torch.manual_seed(0)
     smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 6, 6), size=shape, mode="bicubic").clamp(0, 1)

@@ -115,9 +115,7 @@ def test_directory_that_cannot_be_written_is_missing_not_a_crash(tmp_path, monke
         create(tmp_path)
     assert error.value.exit_code == 3
     got = os.strerror(code)
-    assert str(error.value) == (
-        f"{tmp_path}: expected a directory that can be written, got: {got}. Use another --runs DIR."
-    )
+    assert str(error.value) == (f"{tmp_path}: expected a directory that can be written, got: {got}. Use another --runs DIR.")
 
 
 def test_a_file_in_place_of_the_directory_is_explained(tmp_path):

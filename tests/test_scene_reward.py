@@ -161,9 +161,7 @@ def test_the_scene_in_the_info_goes_before_the_text():
         assert required_scene(prompts("please draw it nicely", scene=given), 0) == scene
 
 
-@pytest.mark.parametrize(
-    "info", [{}, {"scene": {"groups": [{"count": 1, "color": "pink", "shape": "circle"}]}}, {"scene": 3}]
-)
+@pytest.mark.parametrize("info", [{}, {"scene": {"groups": [{"count": 1, "color": "pink", "shape": "circle"}]}}, {"scene": 3}])
 def test_a_prompt_without_a_scene_is_refused_with_its_number_and_text(info):
     texts = Prompts(["a red circle", "a photo of a cat"], ["0", "1"], [{}, info])
     with pytest.raises(ConfigError, match=r"prompt 1 \('a photo of a cat'\)") as error:

@@ -147,13 +147,9 @@ class Denoising(Toy):
         velocity = self.velocity[trace.index]
         mean = trace.state - self.dt * velocity
         std = torch.tensor(self.std)[trace.index]
-        each = (
-            -0.5 * ((trace.taken - mean) / std[..., None]).square() - std.log()[..., None] - math.log(2 * math.pi) / 2
-        )
+        each = -0.5 * ((trace.taken - mean) / std[..., None]).square() - std.log()[..., None] - math.log(2 * math.pi) / 2
         step = torch.full_like(std, self.dt)
-        return Evaluation(
-            logp=each.mean(-1), mean=mean, std=std, noise=trace.noise, dt=step, jacobian=step, velocity=velocity
-        )
+        return Evaluation(logp=each.mean(-1), mean=mean, std=std, noise=trace.noise, dt=step, jacobian=step, velocity=velocity)
 
     def reward(self, rollout: Rollout) -> Tensor:
         return -(rollout.trace.taken[:, -1] - torch.tensor(self.wanted)).square().sum(-1)

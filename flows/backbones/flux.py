@@ -21,9 +21,7 @@ class Flux:
     name = "flux"
     lora_targets = (*ATTENTION, *FEED_FORWARD)
 
-    def __init__(
-        self, pipeline, *, resolution: int | None = None, text_length: int = 512, embedded_guidance: float = 3.5
-    ):
+    def __init__(self, pipeline, *, resolution: int | None = None, text_length: int = 512, embedded_guidance: float = 3.5):
         self.pipeline = pipeline
         self.network: nn.Module = pipeline.transformer
         self.resolution = resolution or pipeline.default_sample_size * pipeline.vae_scale_factor
@@ -59,7 +57,5 @@ class Flux:
     def sigmas(self, steps: int) -> Tensor:
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         dynamic = scheduler.config.use_dynamic_shifting
-        scheduler.set_timesteps(
-            sigmas=np.linspace(1.0, 1 / steps, steps), mu=dynamic_mu(self.latent_shape[0]) if dynamic else None
-        )
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=dynamic_mu(self.latent_shape[0]) if dynamic else None)
         return scheduler.sigmas.float().cpu()

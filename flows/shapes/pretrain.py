@@ -203,9 +203,7 @@ def _optimizer(parameters, learning_rate: float, steps: int):
     from diffusers.optimization import get_cosine_schedule_with_warmup
 
     optimizer = torch.optim.AdamW(list(parameters), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    return optimizer, get_cosine_schedule_with_warmup(
-        optimizer, num_warmup_steps=min(150, steps // 10), num_training_steps=steps
-    )
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=min(150, steps // 10), num_training_steps=steps)
 
 
 def _step(loss: Tensor, optimizer, schedule, parameters) -> None:

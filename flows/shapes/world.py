@@ -138,9 +138,7 @@ def _parse_group(text: str) -> Group:
 
 
 def _sample_group(rng: np.random.Generator, most: int) -> Group:
-    return Group(
-        int(rng.integers(1, most + 1)), list(COLORS)[rng.integers(len(COLORS))], SHAPES[rng.integers(len(SHAPES))]
-    )
+    return Group(int(rng.integers(1, most + 1)), list(COLORS)[rng.integers(len(COLORS))], SHAPES[rng.integers(len(SHAPES))])
 
 
 def _members(scene: Scene) -> list[Group]:

@@ -120,9 +120,7 @@ def preprocess(images: Tensor, settings: ImageSettings) -> Tensor:
     import torch.nn.functional as F
 
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ShapeError(
-            f"reward 'clip': samples have shape {list(images.shape)}, expected [B, 3, H, W]. Pass RGB images."
-        )
+        raise ShapeError(f"reward 'clip': samples have shape {list(images.shape)}, expected [B, 3, H, W]. Pass RGB images.")
     high, wide = settings.height, settings.width
     if images.shape[-2:] != (high, wide):
         size = (high, wide) if settings.edge is None else _fit_shortest(*images.shape[-2:], settings.edge)
@@ -148,9 +146,7 @@ def load_encoder(model: str, processor: str, device: str) -> ClipEncoder:
     place, words = model_folder(model), model_folder(processor)
     try:
         _check_family(place)
-        network, report = AutoModel.from_pretrained(
-            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        network, report = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(words)
         settings = image_settings(AutoImageProcessor.from_pretrained(words))
     except SafetensorError as problem:
@@ -162,9 +158,7 @@ def load_encoder(model: str, processor: str, device: str) -> ClipEncoder:
             f"reward model {place!r}: expected all weights of the model, got a file without "
             f"{len(report['missing_keys'])} of them ({min(report['missing_keys'])}, ...). {_fetch(place)}"
         )
-    if (
-        len(tokenizer) < 0.9 * network.config.text_config.vocab_size
-    ):  # without its files a tokenizer loads, and knows no word
+    if len(tokenizer) < 0.9 * network.config.text_config.vocab_size:  # without its files a tokenizer loads, and knows no word
         raise MissingError(
             f"reward model {place!r}: expected a tokenizer of {network.config.text_config.vocab_size} tokens, "
             f"got {len(tokenizer)} from {words!r}. {_fetch(words)}"

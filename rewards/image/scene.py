@@ -117,9 +117,7 @@ def small_images(samples: Tensor) -> np.ndarray:
     import torch.nn.functional as F
 
     if samples.ndim != 4 or samples.shape[1] != 3:
-        raise ShapeError(
-            f"reward 'scene': samples have shape {list(samples.shape)}, expected [B, 3, H, W]. Pass RGB images."
-        )
+        raise ShapeError(f"reward 'scene': samples have shape {list(samples.shape)}, expected [B, 3, H, W]. Pass RGB images.")
     images = samples.detach().float().cpu()
     if images.shape[-2:] != (world.SIZE, world.SIZE):
         images = F.interpolate(images, size=(world.SIZE, world.SIZE), mode="area")

@@ -16,6 +16,4 @@ class CISPO:
     eps: float = 1e-4  # added to the group's standard deviation
 
     def objective(self) -> Objective:
-        return Objective(
-            GroupRelative(ddof=1, eps=self.eps), surrogate=StopClip(self.bound, self.floor), weighting=by_decision
-        )
+        return Objective(GroupRelative(ddof=1, eps=self.eps), surrogate=StopClip(self.bound, self.floor), weighting=by_decision)

@@ -15,6 +15,4 @@ class DrGRPO:
     length: int | None = None  # C, the longest a completion can get (paper: the token budget); None = longest live row
 
     def objective(self) -> Objective:
-        return Objective(
-            GroupRelative(scale=None), surrogate=Clip(self.clip, self.clip), weighting=ByLength(self.length)
-        )
+        return Objective(GroupRelative(scale=None), surrogate=Clip(self.clip, self.clip), weighting=ByLength(self.length))

@@ -115,9 +115,7 @@ def assign_credit(objective: Objective, rollout: Rollout) -> Credit:
     )
 
 
-def policy_loss(
-    objective: Objective, new: Evaluation, rollout: Rollout, credit: Credit
-) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(objective: Objective, new: Evaluation, rollout: Rollout, credit: Credit) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a whole batch or of any part of it not finer than `objective.span`; parts add up.
 
     Σ weight · (Σ_j c_j·penalty_j + critic - gate·surrogate) -> (scalar, sums for `stats.metrics`, all without gradient)

@@ -71,9 +71,7 @@ def read_prompts(file: str | Path) -> Prompts:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     records = [_record(path, number, line) for number, line in numbered]
     if not records:
-        raise ConfigError(
-            f"recipe.prompts: {str(file)!r}: expected at least one prompt, got an empty file. Add a line."
-        )
+        raise ConfigError(f"recipe.prompts: {str(file)!r}: expected at least one prompt, got an empty file. Add a line.")
     return Prompts(
         [text for text, _ in records],
         [hashlib.sha256(text.encode()).hexdigest()[:12] for text, _ in records],
