@@ -21,8 +21,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 from studio.dist import Processes  # noqa: E402
+from studio.parts import Parts, build_parts  # noqa: E402
 from studio.recipe import Recipe, load_recipe  # noqa: E402
-from studio.train import Parts, build_parts, sample, update  # noqa: E402
+from studio.rollout import sample  # noqa: E402
+from studio.update import update  # noqa: E402
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from studio.config import build
 from studio.recipe import Recipe
 from studio.run import RunView
 from studio.scoring import Scorer
-from studio.train import final_weights
+from studio.state import final_weights
 from studio.watch import Evaluated, evaluate
 
 EVALUATION_SEED = 1_000_003  # apart from training, so that no evaluated picture was ever seen by the loop

@@ -9,7 +9,7 @@ from studio.config import build
 from studio.recipe import Recipe
 from studio.run import RunView
 from studio.seeds import row_seed
-from studio.train import final_weights
+from studio.state import final_weights
 
 
 def draw(runs: Path, name: str, prompts: list[str], *, count: int, seed: int, base: bool) -> Path:

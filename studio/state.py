@@ -69,3 +69,13 @@ def _set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def final_weights(folder: Path) -> Path:
+    """The weights folder of a run's latest complete checkpoint."""
+    pointer = folder / "checkpoints" / "latest"
+    name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    weights = folder / "checkpoints" / name / WEIGHTS
+    if not name or not weights.is_dir():
+        raise RunError(f"{folder}: expected a run with a checkpoint, got none yet. Wait for it, or `studio train` first.")
+    return weights

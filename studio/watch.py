@@ -67,6 +67,15 @@ def records(step: int, evaluated: Evaluated, count: int) -> list[dict[str, Any]]
     ]
 
 
+def watch_metrics(seen: Evaluated) -> dict[str, float]:
+    """Held-out evaluation as metrics: `reward/eval.*` trained, `reward/held_out.*` never trained, `sample/*` guards."""
+    return (
+        {f"reward/eval.{name}": _mean(part) for name, part in seen.rewards.items()}
+        | {f"reward/held_out.{name}": _mean(part) for name, part in seen.held_out.items()}
+        | {f"sample/{name}": value for name, value in seen.guard_means().items()}
+    )
+
+
 @dataclass
 class Alarm:
     """Remembers the base and counts how often in a row a guard left its range or gold fell while the proxy rose."""

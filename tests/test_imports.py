@@ -16,7 +16,8 @@ BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "s
 COMPONENT = (*BASE, "studio.core", "studio.algorithms")
 SPINE = (*BASE, "studio.registry", "studio.schema", "studio.config", "studio.recipe", "studio.files", "studio.process")
 SPINE += ("studio.run", "studio.dist", "studio.optim", "studio.prompts", "studio.scoring", "studio.watch")
-SPINE += ("studio.state", "studio.stepwise", "studio.progress")
+SPINE += ("studio.state", "studio.stepwise", "studio.progress", "studio.layout", "studio.samples", "studio.run_view")
+SPINE += ("studio.parts", "studio.rollout", "studio.update", "studio.signals")
 
 # the longest prefix that matches a module says what it may import, besides its own prefix
 RULES: dict[str, tuple[str, ...]] = {
@@ -35,7 +36,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.report": (*BASE, "studio.files", "studio.run", "studio.chart", "studio.config"),
     "studio.files": BASE,
     "studio.process": BASE,
-    "studio.run": (*BASE, "studio.config", "studio.files", "studio.process"),
+    "studio.layout": BASE,
+    "studio.samples": BASE,
+    "studio.run_view": (*BASE, "studio.config", "studio.files", "studio.process", "studio.layout"),
+    "studio.run": (*BASE, *(f"studio.{name}" for name in ("config", "files", "process", "layout", "samples", "run_view"))),
     **{f"studio.{name}": (*OURS,) for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw")},
     "flows": COMPONENT,
     "rewards": COMPONENT,

@@ -5,8 +5,8 @@ import pytest
 import flows.load
 from studio.config import build, dump, parse_yaml, to_yaml
 from studio.errors import ConfigError, NeedsError
+from studio.parts import build_parts
 from studio.recipe import Recipe, describe, load_recipe, plan, recipe_names
-from studio.train import build_parts
 
 GUARD = "shapes/grpo-guard"
 

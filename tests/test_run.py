@@ -15,9 +15,11 @@ import yaml
 from PIL import Image
 
 from studio import run as module
+from studio import run_view
 from studio.errors import MissingError, RunError, ShapeError
+from studio.layout import check_name, default_name
 from studio.process import process_started
-from studio.run import Run, RunView, check_name, default_name, list_runs, request
+from studio.run import Run, RunView, list_runs, request
 from studio.seeds import row_seed
 
 RECIPE = {"algorithm": {"name": "grpo", "clip": 0.2}, "policy": {"model": "stabilityai/sd3.5 medium"}, "seed": 1}
@@ -163,11 +165,11 @@ def test_silent_run_is_shown_as_such_and_lost_only_when_its_process_is_gone(run,
     run.status(state="running")
     assert (view.status["state"], view.status["label"]) == ("running", "running")
     later = time.time() + 61
-    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr(run_view, "time", SimpleNamespace(time=lambda: later))
     assert (view.status["state"], view.status["label"]) == ("running", "no heartbeat")
     monkeypatch.undo()
     run.status(seconds_per_step=20.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr(run_view, "time", SimpleNamespace(time=lambda: later))
     assert view.status["label"] == "running"  # a step may take long
     run.status(pid=dead_process())
     assert (view.status["state"], view.status["reason"]) == ("lost", "the process is gone")
@@ -460,7 +462,7 @@ def test_run_on_another_host_is_resumed_only_when_silent(run, monkeypatch):
     with pytest.raises(RunError, match="on elsewhere"):
         Run.resume(run.folder)
     later = time.time() + 100
-    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr(run_view, "time", SimpleNamespace(time=lambda: later))
     assert Run.resume(run.folder).state == "starting"
 
 

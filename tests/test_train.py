@@ -10,12 +10,15 @@ import torch
 
 import rewards
 import studio.train as loop
+import studio.update as updating
 from studio.config import dump
 from studio.core import assign_credit
 from studio.dist import Processes
 from studio.errors import DivergedError, RewardError
 from studio.recipe import load_recipe
+from studio.rollout import sample
 from studio.run import Run, RunView, request
+from studio.state import final_weights
 from studio.types import Prompts, Scores
 
 SMALL = (
@@ -124,7 +127,7 @@ def test_a_run_leaves_metrics_samples_and_a_checkpoint(tmp_path, built):
     assert [record["step"] for record in view.metrics().records] == [0, 1, 2]
     assert view.sample_steps() == [0, 2] and len(view.samples(2)) == 2
     assert view.checkpoints() == [2]
-    assert (loop.final_weights(view.folder) / "transformer").exists() or any(loop.final_weights(view.folder).iterdir())
+    assert (final_weights(view.folder) / "transformer").exists() or any(final_weights(view.folder).iterdir())
     last = view.metrics().records[-1]
     assert {"reward/mean", "reward/scene", "reward/eval.scene", "loss/grad_norm", "ratio/shift@0", "ratio/shift@1"} <= last.keys()
     assert not unchanged(built)
@@ -162,13 +165,13 @@ def test_save_and_sample_on_request_do_not_stop(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_changes_no_weight(tmp_path, monkeypatch, built):
-    honest = loop.policy_loss
+    honest = updating.policy_loss
 
     def broken(*given):
         loss, stats = honest(*given)
         return loss * torch.nan, stats | {"loss/total": loss.detach() * torch.nan}
 
-    monkeypatch.setattr(loop, "policy_loss", broken)
+    monkeypatch.setattr(updating, "policy_loss", broken)
     recipe = tiny()
     with pytest.raises(DivergedError, match="finite loss"):
         loop.train(recipe, fresh(recipe, tmp_path))
@@ -177,13 +180,13 @@ def test_a_loss_that_is_not_a_number_changes_no_weight(tmp_path, monkeypatch, bu
 
 
 def test_a_gradient_that_is_not_a_number_changes_no_weight(tmp_path, monkeypatch, built):
-    honest = loop.policy_loss
+    honest = updating.policy_loss
 
     def broken(objective, new, rollout, credit):
         loss, stats = honest(objective, new, rollout, credit)
         return loss + (new.mean.sum() * 0).sqrt() * 0, stats  # finite, but d sqrt(0) is not
 
-    monkeypatch.setattr(loop, "policy_loss", broken)
+    monkeypatch.setattr(updating, "policy_loss", broken)
     recipe = tiny()
     with pytest.raises(DivergedError, match="gradient norm nan"):
         loop.train(recipe, fresh(recipe, tmp_path))
@@ -201,7 +204,7 @@ def rollout_of(recipe):
     """Rollout and credit of the first iteration."""
     parts = loop.build_parts(recipe)
     try:
-        batch, _ = loop.sample(recipe, parts, Processes(), 0)
+        batch, _ = sample(recipe, parts, Processes(), 0)
     finally:
         parts.rewards.close()
     return batch.rollout, assign_credit(parts.objective, batch.everyone)
@@ -268,7 +271,7 @@ def test_the_averaged_weights_are_saved_and_the_trained_ones_kept(tmp_path, buil
     loop.train(recipe, fresh(recipe, tmp_path))
     parts, before = built
     trained = [p.detach().clone() for p in parts.policy.trainable()]
-    parts.policy.load(loop.final_weights(tmp_path / "run"))
+    parts.policy.load(final_weights(tmp_path / "run"))
     # decay min((1+n)/(10+n), 0.9), n = 0, 1, 2 or offset by one: the average lies strictly between start and end
     saved = list(parts.policy.trainable())
     far = [i for i, (a, b) in enumerate(zip(before, trained, strict=True)) if not torch.equal(a, b)]

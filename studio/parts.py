@@ -1,0 +1,61 @@
+"""What a recipe builds: the policy, the objective, the rewards and everything around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from studio.core import Objective
+from studio.optim import Average, build_optimizer
+from studio.protocols import Policy, PromptSource, Stateful
+from studio.recipe import Recipe
+from studio.scoring import Scorer, check_prompts
+from studio.types import Prompts
+from studio.watch import Alarm
+
+
+@dataclass
+class Parts:
+    """What a recipe builds; everything with a state is saved under its field name."""
+
+    policy: Policy
+    objective: Objective
+    prompts: PromptSource
+    rewards: Scorer
+    held_out: Scorer
+    optimizer: torch.optim.Optimizer
+    average: Average
+    alarm: Alarm
+    test: Prompts
+
+    def stateful(self) -> dict[str, Any]:
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        named |= {f"rewards.{name}": cached.reward for name, cached in self.rewards.rewards.items()}
+        return {name: part for name, part in named.items() if name != "policy" and isinstance(part, Stateful)}
+
+
+def build_parts(recipe: Recipe) -> Parts:
+    """Load the model and everything around it; prompts are checked against the rewards first."""
+    rewards, held_out = Scorer(recipe.rewards), Scorer(recipe.held_out)
+    prompts = recipe.prompts.options.build(recipe.seed)
+    test = recipe.prompts.options.held_out(recipe.watch.prompts)
+    sight = recipe.prompts.options.build(recipe.seed).next(recipe.train.groups_per_step)
+    for scorer in (rewards, held_out):
+        check_prompts(scorer.rewards, sight)
+        check_prompts(scorer.rewards, test)
+    policy = recipe.policy.options.build(recipe.seed)
+    if "ref" in recipe.objective().needs:
+        policy.keep_reference()
+    return Parts(
+        policy,
+        recipe.objective(),
+        prompts,
+        rewards,
+        held_out,
+        build_optimizer(policy, recipe.train),
+        Average(policy, recipe.train),
+        Alarm(recipe.watch),
+        test,
+    )

@@ -1,0 +1,98 @@
+"""One iteration's rollout: sampled on every rank, scored in the background, with what credit needs of all ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from studio.dist import Processes
+from studio.parts import Parts
+from studio.prompts.repeat import rank_rows
+from studio.recipe import Recipe
+from studio.scoring import join_scores, parts_of, reward_of
+from studio.seeds import row_seed
+from studio.types import Evaluation, Prompts, Rollout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One iteration's rollout on this rank, and what credit needs to know of all ranks."""
+
+    rollout: Rollout
+    everyone: Rollout  # rewards, groups and masks of the global batch; no samples, no traces
+    mine: slice  # this rank's rows of it
+
+
+def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:
+    """This rank's rollout, scored while the next part is sampled; the reference's opinion when the objective needs it."""
+    began = time.monotonic()
+    settings = recipe.train
+    rows = rank_rows(parts.prompts.next(settings.groups_per_step), settings.group_size, processes.rank, processes.world)
+    seeds = [row_seed(recipe.seed, f"{step}/{group}", k) for group, k in zip(rows.group, rows.replica, strict=True)]
+    with processes.autocast():
+        rollout = parts.policy.sample(
+            rows.prompts,
+            group=torch.tensor(rows.group),
+            seeds=seeds,
+            step=step,
+            finished=parts.rewards.submit,  # type: ignore[call-arg]
+            micro=len(seeds) // settings.gradient_accumulation_steps,  # type: ignore[call-arg]
+        )
+        if "ref" in parts.objective.needs:
+            with torch.no_grad(), parts.policy.reference():
+                pieces = cuts(rollout, settings.gradient_accumulation_steps)
+                rollout = replace(rollout, ref=_join([parts.policy.evaluate(rollout.at(cut)) for cut in pieces]))
+    sampled = time.monotonic()
+    scores = parts.rewards.collect()
+    how = recipe.combine if len(scores) > 1 else "sum"  # one reward needs no common scale
+    device = rollout.mask.device
+    ranks = processes.gather_objects(scores)
+    whole = {name: join_scores([rank[name] for rank in ranks]) for name in scores}
+    everyone = _everyone(rollout, processes)
+    reward, present = reward_of(whole, parts.rewards.weights, everyone, how, settings.max_failures)
+    everyone = replace(everyone, reward=reward.to(device), present=present.to(device), parts=parts_of(whole))
+    timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
+    mine = slice(rows.start, rows.start + len(seeds))
+    scored = everyone.at(mine)
+    rollout = replace(rollout, reward=scored.reward, present=scored.present, parts=scored.parts)
+    return Batch(rollout, everyone, mine), timing
+
+
+def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
+    """The global batch as far as credit needs it: no samples, no traces, only small [B] and [B, T] fields."""
+    small = ("dt", "jacobian", "logp", "entropy", "value")
+    old = {name: getattr(rollout.old, name) for name in small}
+    ref = None if rollout.ref is None else {name: getattr(rollout.ref, name) for name in small}
+    gather = {True: processes.gather, False: lambda x: x}[processes.world > 1]
+
+    def light(said: dict[str, Tensor | None]) -> Evaluation:
+        return Evaluation(**{name: None if value is None else gather(value) for name, value in said.items()})
+
+    count = len(rollout.prompts) * processes.world
+    return Rollout(
+        Prompts([""] * count, [""] * count, [{}] * count),
+        None,
+        None,
+        gather(rollout.mask),
+        gather(rollout.group),
+        light(old),
+        ref=None if ref is None else light(ref),
+    )
+
+
+def cuts(rollout: Rollout, pieces: int) -> list[slice]:
+    """The rows in at most so many parts of equal size; the last may be smaller."""
+    size = math.ceil(len(rollout.prompts) / pieces)
+    return [slice(at, at + size) for at in range(0, len(rollout.prompts), size)]
+
+
+def _join(said: list[Evaluation]) -> Evaluation:
+    def join(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in said]
+        return None if values[0] is None else torch.cat(values)
+
+    return Evaluation(**{f.name: join(f.name) for f in fields(Evaluation)})

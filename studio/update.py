@@ -1,0 +1,95 @@
+"""Credit, loss, optimizer steps and their metrics for one rollout."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from studio.core import assign_credit, metrics, policy_loss, total
+from studio.core.masked import group_stats
+from studio.core.stats import LARGEST
+from studio.dist import Processes
+from studio.errors import DivergedError
+from studio.parts import Parts
+from studio.recipe import Recipe
+from studio.rollout import Batch, cuts
+from studio.stepwise import step_metrics, step_sums, watch_gradient
+from studio.types import Rollout
+
+
+def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, *, first: bool) -> dict[str, float]:
+    """`epochs` optimizer steps on a rollout -> metrics."""
+    rollout, everyone, mine = batch.rollout, batch.everyone, batch.mine
+    credit = assign_credit(parts.objective, everyone).at(mine)  # type: ignore[arg-type]
+    pieces = recipe.train.gradient_accumulation_steps if parts.objective.span != "batch" else 1
+    sums: list[dict[str, Tensor]] = []
+    by_step: list[dict[str, Tensor]] = []
+    norm = torch.zeros(())
+    for epoch in range(recipe.train.epochs):
+        pieces_of = cuts(rollout, pieces)
+        sums, by_step = [], []
+        for index, cut in enumerate(pieces_of):
+            chunk, share, last = rollout.at(cut), credit.at(cut), index == len(pieces_of) - 1
+            with processes.synchronized(model, last), processes.autocast():
+                new = parts.policy.evaluate(chunk)
+                watch_gradient(new)
+                loss, stats = policy_loss(parts.objective, new, chunk, share)
+            processes.backward(loss, last=last, model=model)
+            sums.append(stats)
+            by_step.append(step_sums(parts.objective, new, chunk, share))
+        reduced = _reduce(total(sums), processes)
+        if first and epoch == 0:
+            _check_first_replay(reduced[LARGEST].item(), recipe.train.ratio_tolerance)
+        norm = torch.nn.utils.clip_grad_norm_(list(parts.policy.trainable()), recipe.train.max_grad_norm)
+        _check_finite(reduced["loss/total"].item(), norm.item())
+        parts.optimizer.step()
+        parts.optimizer.zero_grad(set_to_none=True)
+        parts.average.step()
+    steps = {name: processes.sum(value) for name, value in total(by_step).items()}
+    if "gradient" in steps:
+        steps["gradient"] = steps["gradient"] / processes.world**2  # `backward` multiplies the loss by the number of processes
+    values = {name: float(value) for name, value in metrics(_reduce(total(sums), processes)).items()}
+    shown = {f"reward/{name}": part.nanmean().item() for name, part in everyone.parts.items()}  # type: ignore[attr-defined]
+    return (
+        _reward_metrics(everyone)  # type: ignore[arg-type]
+        | shown
+        | values
+        | {"loss/grad_norm": norm.item()}
+        | step_metrics(steps)
+    )
+
+
+def _reward_metrics(everyone: Rollout) -> dict[str, float]:
+    """Mean over present rows, mean spread within groups, and the share of groups without any spread."""
+    reward, present = everyone.reward, everyone.present
+    stats = group_stats(reward, everyone.group, present)
+    spread = stats.std[present]
+    return {
+        "reward/mean": reward[present].mean().item(),
+        "reward/group_std": spread.mean().item(),
+        "reward/flat_groups": (spread == 0).float().mean().item(),
+        "reward/missing": 1 - present.float().mean().item(),
+    }
+
+
+def _reduce(sums: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    return {name: processes.largest(value) if name == LARGEST else processes.sum(value) for name, value in sums.items()}
+
+
+def _check_first_replay(largest: float, tolerance: float) -> None:
+    """Old likelihoods were recorded while sampling; before any update the replay must reproduce them."""
+    if not largest <= tolerance:
+        raise DivergedError(
+            f"first replay: expected |log ratio| at most train.ratio_tolerance = {tolerance:g}, got {largest:g}. Rollout and "
+            "replay differ: check dtype, guidance, grid and batch sizes, or raise the tolerance (bf16: 1e-2)."
+        )
+
+
+def _check_finite(loss: float, norm: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise DivergedError(
+            f"update: expected a finite loss and gradient, got loss {loss:g} and gradient norm {norm:g}. The weights were not "
+            "changed. Resume from the last checkpoint with a lower train.learning_rate, or in float32."
+        )
