@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from studio.run import RunView
 
 SMALL = (
     "train.steps=2",
@@ -136,3 +139,25 @@ def test_help_list_and_check_work_and_help_does_not_load_torch():
     assert "grpo_guard" in algorithms and "denoise" in algorithms
     facts = json.loads(studio("check", "shapes/grpo-guard", "train.groups_per_step=4", "--json").stdout)
     assert facts["samples per step"] == 48 and any("groups_per_step" in warning for warning in facts["warnings"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM", "studio stop"])
+def test_a_stop_leaves_a_checkpoint_and_exit_code_0(tmp_path, how):
+    """The run is stopped once its first step is logged, ends within that step, and says how it goes on."""
+    command = [sys.executable, "-m", "studio.cli", "train", "shapes/grpo-guard", *SMALL, "train.steps=1000", "watch.every=1000"]
+    command += ["train.checkpointing_steps=1000", "--runs", str(tmp_path), "--name", "long", "--progress", "plain"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        metrics = tmp_path / "long" / "metrics.jsonl"
+        for _ in range(600):
+            if metrics.is_file() and '"step": 1' in metrics.read_text():
+                break
+            time.sleep(0.2)
+        process.terminate() if how == "SIGTERM" else studio("stop", "long", "--runs", str(tmp_path))
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, told
+    view = RunView.open(tmp_path / "long")
+    step = view.status["step"]
+    assert (view.status["state"], view.status["exit_code"]) == ("stopped", 0) and 1 <= step < 1000
+    assert view.checkpoints() == [step]
+    assert not list(tmp_path.glob("long/**/*.tmp"))
