@@ -53,8 +53,10 @@ def load_weights(model: nn.Module, folder: Path, *, lora: bool) -> None:
         if "lora_B" in key:
             state[key] = state[key] * (rank / alpha)
     result = set_peft_model_state_dict(model, state)
-    if result.unexpected_keys:
-        raise MissingError(f"{file}: expected adapters of this network, got {result.unexpected_keys[:3]}. Use its own base model.")
+    absent = [key for key in result.missing_keys if "lora_" in key]
+    if result.unexpected_keys or absent:
+        got = f"{result.unexpected_keys[:3]} besides" if result.unexpected_keys else f"none for {absent[:3]}"
+        raise MissingError(f"{file}: expected exactly the adapters of this network, got {got}. Use its own base model and targets.")
 
 
 def folded(model: nn.Module) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -33,6 +34,17 @@ def even_grid(steps: int, shift: float = 3.0) -> Tensor:
 def dynamic_mu(tokens: int, base: float = 0.5, top: float = 1.15, low: int = 256, high: int = 4096) -> float:
     """FLUX's shift exponent: linear in the number of image tokens, `base` at `low` tokens, `top` at `high`."""
     return base + (top - base) * (tokens - low) / (high - low)
+
+
+def scheduler_grid(scheduler, steps: int, tokens: int, *, sigmas: list[float] | None = None) -> Tensor:
+    """The grid of a diffusers flow scheduler for so many image tokens, [steps + 1]; the scheduler itself stays as it is."""
+    own = copy.deepcopy(scheduler)
+    config, given = own.config, {}
+    if config.get("use_dynamic_shifting"):
+        ends = (config.base_shift, config.max_shift, config.base_image_seq_len, config.max_image_seq_len)
+        given["mu"] = dynamic_mu(tokens, *ends)
+    own.set_timesteps(**({"sigmas": sigmas} if sigmas else {"num_inference_steps": steps}), **given)
+    return own.sigmas.float().cpu()
 
 
 def dynamic_grid(steps: int, tokens: int) -> Tensor:

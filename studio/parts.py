@@ -9,6 +9,7 @@ import torch
 
 from studio.core import Objective
 from studio.optim import Average, build_optimizer
+from studio.prompts.source import Shuffled
 from studio.protocols import Policy, PromptSource, Stateful
 from studio.recipe import Recipe
 from studio.scoring import Scorer, check_prompts
@@ -41,7 +42,7 @@ def build_parts(recipe: Recipe) -> Parts:
     rewards, held_out = Scorer(recipe.rewards), Scorer(recipe.held_out)
     prompts = recipe.prompts.options.build(recipe.seed)
     test = recipe.prompts.options.held_out(recipe.watch.prompts)
-    sight = recipe.prompts.options.build(recipe.seed).next(recipe.train.groups_per_step)
+    sight = prompts.prompts if isinstance(prompts, Shuffled) else Prompts([], [], [])  # other sources make them up as they go
     for scorer in (rewards, held_out):
         check_prompts(scorer.rewards, sight)
         check_prompts(scorer.rewards, test)

@@ -109,7 +109,7 @@ def test_warnings_about_small_groups():
 def test_a_prompt_that_the_reward_cannot_judge(tmp_path, no_model, where, text):
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
     good.write_text("a red circle\n", encoding="utf-8")
-    bad.write_text(f"{text}\n", encoding="utf-8")
+    bad.write_text("a red circle\n" * 40 + f"{text}\n", encoding="utf-8")  # far beyond the first iteration's prompts
     files = {"train": good, "test": good} | {where: bad}
     prompts = f"prompts={{name: file, train: {files['train']}, test: {files['test']}}}"
     with pytest.raises(ConfigError, match="cat"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from flows.schedule import dynamic_grid, dynamic_mu, even_grid, static_grid, static_shift
+from flows.schedule import dynamic_grid, dynamic_mu, even_grid, scheduler_grid, static_grid, static_shift
 
 SD3 = {
     4: [1, 0.857692, 0.602151, 0.008929, 0],
@@ -58,3 +58,23 @@ def test_shift_keeps_the_ends_and_its_inverse_undoes_it():
 def test_grids_fall_from_one_to_zero(grid):
     assert grid.dtype == torch.float32 and len(grid) == 11
     assert grid[0] == 1 and grid[-1] == 0 and (grid[:-1] > grid[1:]).all()
+
+
+def test_a_dynamic_scheduler_is_asked_with_its_own_constants():
+    """mu is linear between the scheduler's two points; at the upper one it is max_shift, and the grid is e^mu/(e^mu + 1/u - 1)."""
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.0, max_shift=1.0, base_image_seq_len=100, max_image_seq_len=200
+    )
+    before = scheduler.sigmas.clone()
+    even = torch.linspace(1.0, 0.25, 4, dtype=torch.float64)
+    for tokens, mu in ((100, 0.0), (150, 0.5), (200, 1.0)):
+        scale = torch.tensor(mu, dtype=torch.float64).exp()
+        expected = torch.cat([scale / (scale + 1 / even - 1), even.new_zeros(1)]).float()
+        torch.testing.assert_close(scheduler_grid(scheduler, 4, tokens, sigmas=even.tolist()), expected, atol=1e-6, rtol=0)
+    assert torch.equal(scheduler.sigmas, before)
+
+
+def test_a_static_scheduler_needs_no_token_count():
+    torch.testing.assert_close(
+        scheduler_grid(FlowMatchEulerDiscreteScheduler(shift=3.0), 10, 0), static_grid(10), atol=1e-6, rtol=0
+    )

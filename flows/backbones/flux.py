@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 from torch import Tensor, nn
 
 from flows.backbones.protocol import Condition
 from flows.backbones.sd3 import LORA_TARGETS as ATTENTION
 from flows.backbones.sd3 import decode_latents
-from flows.schedule import dynamic_mu
+from flows.schedule import scheduler_grid
 
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 
@@ -55,7 +53,5 @@ class Flux:
         return decode_latents(self.pipeline.vae, grid)
 
     def sigmas(self, steps: int) -> Tensor:
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
-        dynamic = scheduler.config.use_dynamic_shifting
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=dynamic_mu(self.latent_shape[0]) if dynamic else None)
-        return scheduler.sigmas.float().cpu()
+        evenly = np.linspace(1.0, 1 / steps, steps).tolist()
+        return scheduler_grid(self.pipeline.scheduler, steps, self.latent_shape[0], sigmas=evenly)

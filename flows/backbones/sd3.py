@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from flows.backbones.protocol import Condition
+from flows.schedule import scheduler_grid
 
 LORA_TARGETS = tuple(
     f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -49,9 +48,9 @@ class SD3:
         return decode_latents(self.pipeline.vae, latents)
 
     def sigmas(self, steps: int) -> Tensor:
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
-        scheduler.set_timesteps(steps)
-        return scheduler.sigmas.float().cpu()
+        _, height, width = self.latent_shape
+        patch = self.pipeline.transformer.config.patch_size
+        return scheduler_grid(self.pipeline.scheduler, steps, (height // patch) * (width // patch))
 
 
 @torch.no_grad()

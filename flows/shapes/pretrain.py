@@ -178,12 +178,11 @@ def save_scorer(scorer, tokenizer, folder: Path) -> None:
     """The scorer with tokenizer and image processor, as any CLIP folder."""
     from transformers import CLIPImageProcessor
 
-    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
     processor = CLIPImageProcessor(
         size={"shortest_edge": world.SIZE},
         crop_size={"height": world.SIZE, "width": world.SIZE},
-        image_mean=half["mean"],
-        image_std=half["std"],
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
     for part in (scorer, tokenizer, processor):
         part.save_pretrained(folder)
