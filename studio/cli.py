@@ -43,7 +43,7 @@ def demo(ctx: typer.Context, runs: Runs = HERE, name: Name = None, progress: Sty
 @app.command(context_settings=OVERRIDES)
 def train(
     ctx: typer.Context,
-    recipe: RecipeName,
+    recipe: Annotated[str | None, typer.Argument(help="A bundled recipe or a YAML file; not needed with --resume.")] = None,
     runs: Runs = HERE,
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run --name from its last checkpoint.")] = False,

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from studio.errors import RunError
+from studio.errors import MissingError, RunError
 
 
 class Cursor(NamedTuple):
@@ -23,10 +23,15 @@ class Cursor(NamedTuple):
 
 @contextmanager
 def disk(path: Path) -> Iterator[None]:
-    """A full disk, whoever noticed it, becomes a RunError."""
+    """A full disk, whoever noticed it, becomes a RunError; one that refuses to be written a MissingError."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise MissingError(
+                f"{path}: expected a directory that can be written, got: {error.strerror}. Make it writable, then continue with "
+                "--resume, or use another --runs DIR."
+            ) from error
         if not _full(error):
             raise
         raise RunError(
@@ -53,7 +58,8 @@ def replace(path: Path, text: str) -> None:
                 os.fsync(handle.fileno())
             os.replace(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that refuses to be written must not hide the error that says so
+            partial.unlink()
         raise
 
 

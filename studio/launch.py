@@ -19,18 +19,20 @@ INTERRUPTED, OUT_OF_MEMORY = 130, 5
 
 
 def open_run(
-    name: str, overrides: list[str], *, runs: Path, run_name: str | None, resume: bool, processes: int
+    name: str | None, overrides: list[str], *, runs: Path, run_name: str | None, resume: bool, processes: int
 ) -> tuple[Run, Recipe]:
     """A new run folder, or an existing one to continue; everything that can be refused is refused here."""
     if resume:
         return _reopen(name, overrides, runs, run_name)
+    if name is None:
+        raise ConfigError("studio train: expected a recipe, got none. Name one of `studio list recipes` or a YAML file.")
     recipe, source = load_recipe(name, overrides)
     recipe.check(processes)
     run = Run.create(runs, run_name, dump(recipe), source, total_steps=recipe.train.steps, command=sys.argv)
     return run, recipe
 
 
-def _reopen(name: str, overrides: list[str], runs: Path, run_name: str | None) -> tuple[Run, Recipe]:
+def _reopen(name: str | None, overrides: list[str], runs: Path, run_name: str | None) -> tuple[Run, Recipe]:
     """The run continues with its own recipe; a changed file or a differing override is refused, not ignored."""
     if run_name is None:
         raise ConfigError("--resume: expected --name NAME of the run to continue, got none. See `studio runs`.")
@@ -44,10 +46,10 @@ def _reopen(name: str, overrides: list[str], runs: Path, run_name: str | None) -
             "another --name."
         )
     source = view.folder / "recipe.source.yaml"
-    if source.is_file() and source.read_text(encoding="utf-8") != recipe_source(name):
+    if name is not None and source.is_file() and source.read_text(encoding="utf-8") != recipe_source(name):
         raise RunError(
-            f"{view.folder}: expected the recipe it was started with ({source.name}), got another text for {name!r}. Resume with "
-            f"the file {source}, or start a new run with another --name."
+            f"{view.folder}: expected the recipe it was started with ({source.name}), got another text for {name!r}. Resume "
+            f"without naming a recipe, or start a new run with another --name."
         )
     return Run.resume(view.folder), build(Recipe, stored)
 

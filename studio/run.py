@@ -239,8 +239,9 @@ def _new_folder(root: Path, name: str) -> Path:
             advice = "Use --resume to continue or another --name."
             raise RunError(f"{folder} already exists{_standing(folder)}. {advice}") from error
         raise _unwritable(root, error) from error
-    except OSError as error:
-        raise _unwritable(root, error) from error
+    except (OSError, MissingError) as error:
+        cause = error.__cause__ if isinstance(error, MissingError) else error
+        raise _unwritable(root, cause) from error  # type: ignore[arg-type]
     return folder
 
 

@@ -93,6 +93,7 @@ def test_run_mistakes(runs, extra, code, says):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        ((), 2, "expected a recipe, got none"),
         (("shapes/grpo-gard",), 2, "did you mean 'shapes/grpo-guard'"),
         (("shapes/grpo-guard", "algorithm.clp=1"), 2, "did you mean 'clip'"),
         (("shapes/grpo-guard", "train.steps=many"), 2, "recipe.train.steps"),
@@ -103,7 +104,7 @@ def test_run_mistakes(runs, extra, code, says):
         (("shapes/grpo-guard", "policy.model.id=./nowhere"), 3, "recipe.model.id"),
         (("shapes/grpo-guard", "prompts={name: file, train: /nowhere/p.txt}"), 2, "recipe.prompts"),
     ],
-    ids=["recipe", "key", "type", "group of one", "plan", "algorithm", "window", "model folder", "prompt file"],
+    ids=["none", "recipe", "key", "type", "group of one", "plan", "algorithm", "window", "model folder", "prompt file"],
 )
 def test_recipe_mistakes(tmp_path, arguments, code, says):
     done = studio("train", *arguments, "--runs", str(tmp_path), "--progress", "none")

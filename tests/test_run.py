@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -411,6 +412,20 @@ def test_full_disk_leaves_the_previous_status(run, monkeypatch):
     assert status_file(run) == before
     assert run.state == "starting"
     assert not list(run.folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_read_only_disk_is_said_and_leaves_the_previous_status(run, monkeypatch, code):
+    before = status_file(run)
+
+    def refuse(*given, **others):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)  # cleaning up fails as well, and must not hide the reason
+    with pytest.raises(MissingError, match=f"status.json: expected a directory that can be written, got: {os.strerror(code)}"):
+        run.status(state="running", step=5)
+    assert status_file(run) == before
 
 
 def test_full_disk_while_logging(run, monkeypatch):
