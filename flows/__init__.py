@@ -1,3 +1,3 @@
 """Flow and diffusion policies."""
 
-POLICIES = {"denoise": "flows.recipe:Denoise"}
+POLICIES = {"denoise": "flows.recipe:Denoise", "match": "flows.recipe:Match"}

@@ -16,6 +16,7 @@ from flows.denoise import RowNoise, Taken, denoise
 from flows.sampler import Sampler
 from flows.schedule import even_grid
 from flows.sde import KERNELS, over, step_logp
+from studio.core.pathwise import Cut
 from studio.errors import ConfigError
 from studio.seeds import row_seed
 from studio.shapes import expect
@@ -38,7 +39,7 @@ class DenoiseTrace:
 class DenoisePolicy:
     """Samples images with noise on some steps, and evaluates those steps again with the network of the moment."""
 
-    provides = frozenset({"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref"})
+    provides = frozenset({"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref", "pathwise"})
     reduction = "mean"  # of logp over E; the clip ranges of this field assume it
 
     def __init__(self, backbone: Backbone, sampler: Sampler, *, seed: int = 0, lora: bool = False) -> None:
@@ -148,6 +149,23 @@ class DenoisePolicy:
             start = RowNoise(seeds[part : part + micro], self.backbone.latent_shape)().to(self.device)
             done.append(self.backbone.decode(denoise(self.velocity(texts[part : part + micro]), start, sigmas)))
         return torch.cat(done)
+
+    def render(self, texts: list[str], seeds: Sequence[int], cut: Cut) -> list[Tensor]:
+        """Images [N, 3, H, W] with gradients through the steps that `cut` keeps: one batch, and one more per `renoise`.
+
+        Kept steps are recomputed in the backward pass. The sample that a step predicts is x - σ·v, an Euler step to 0.
+        """
+        sigmas, noise = self.grid(self.sampler.steps), RowNoise(seeds, self.backbone.latent_shape)
+        velocity = self.velocity(texts)
+        with torch.no_grad():
+            x = denoise(velocity, noise().to(self.device), sigmas[: cut.start + 1])
+        kept = sigmas[[cut.start, -1]] if cut.predict else sigmas[cut.start :]
+        ends = [denoise(velocity, x, kept, remember=False)]
+        level = kept[0].item()
+        for _ in range(cut.renoise):
+            again = (1 - level) * ends[0].detach() + level * noise().to(self.device)
+            ends.append(denoise(velocity, again, kept, remember=False))
+        return [self.backbone.decode(end) for end in ends]
 
     def velocity(self, texts: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
         """The guided velocity for these prompts:  v_uncond + w·(v_cond - v_uncond),  one forward of doubled batch."""

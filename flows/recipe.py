@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from flows.load import Model, build_policy
 from flows.sampler import Sampler
 
 if TYPE_CHECKING:
+    from flows.matching import MatchingPolicy
     from flows.policy import DenoisePolicy
 
 
@@ -20,7 +23,9 @@ class Denoise:
     sampler: Sampler = field(default_factory=Sampler)
 
     # what DenoisePolicy provides, stated here so that a recipe is checked before torch or a model is loaded
-    provides: ClassVar[frozenset[str]] = frozenset({"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref"})
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref", "pathwise"}
+    )
     reads: ClassVar[str] = "image"
 
     def check(self) -> list[str]:
@@ -38,3 +43,50 @@ class Denoise:
 
     def build(self, seed: int) -> DenoisePolicy:
         return build_policy(self.model, self.sampler, seed)
+
+
+@dataclass(frozen=True)
+class Points:
+    """How images are drawn without an SDE, and how many noise levels of each are trained."""
+
+    steps: Annotated[int, Field(ge=2)] = 8  # denoising steps of a rollout, by the ODE
+    eval_steps: Annotated[int, Field(ge=1)] = 8
+    guidance: Annotated[float, Field(ge=1.0)] = 1.0  # published methods use none
+    grid: Literal["pipeline", "even"] = "pipeline"
+    grid_shift: Annotated[float, Field(gt=0)] = 3.0
+    same_noise: bool = False
+    points: Annotated[int, Field(ge=0)] = 0  # different noise levels of the grid per image; 0 = all of them
+
+    def __post_init__(self) -> None:
+        if self.points > self.steps:
+            raise ValueError(f"points: expected at most steps = {self.steps}, got {self.points}. Use 0 for all.")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A text-to-image flow model trained on the forward process: points between noise and its own images."""
+
+    model: Model = field(default_factory=Model)
+    sampler: Points = field(default_factory=Points)
+
+    provides: ClassVar[frozenset[str]] = frozenset({"velocity", "target", "sigma", "fit", "ref"})
+    reads: ClassVar[str] = "image"
+
+    def check(self) -> list[str]:
+        """Warnings."""
+        return (
+            ["policy.sampler.guidance above 1: published methods of this kind sample without"] if self.sampler.guidance > 1 else []
+        )
+
+    def forwards(self) -> dict[str, float]:
+        """Network calls per sample: the ODE and the sampling weights' opinion of the points, and one replay."""
+        guided, points = (2 if self.sampler.guidance > 1 else 1), self.sampler.points or self.sampler.steps
+        return {"rollout": guided * (self.sampler.steps + points), "replay": guided * points}
+
+    def build(self, seed: int) -> MatchingPolicy:
+        from flows.matching import MatchingPolicy
+
+        own = self.sampler
+        same = ("steps", "eval_steps", "guidance", "grid", "grid_shift", "same_noise")
+        inner = build_policy(self.model, Sampler(**{name: getattr(own, name) for name in same}), seed)
+        return MatchingPolicy(inner, own.points or own.steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -57,6 +57,12 @@ class Processes:
         """Gradients add up over ranks: they are averaged by the wrapper, and the weights are already global."""
         with nullcontext() if last or self.world == 1 else self.accelerator.no_sync(model):
             self.accelerator.backward(loss * self.world)
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum of the ranks' gradients, for work that does not pass through the wrapper; the weights are already global."""
+        for parameter in parameters if self.world > 1 else ():
+            if parameter.grad is not None:
+                parameter.grad.copy_(self.sum(parameter.grad))
 
     @contextmanager
     def synchronized(self, model: nn.Module, last: bool) -> Iterator[None]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from studio.behavior import Behavior
 from studio.core import Objective
+from studio.core.pathwise import PathwiseObjective
 from studio.optim import Average, build_optimizer
 from studio.prompts.source import Shuffled
 from studio.protocols import Policy, PromptSource, Stateful
@@ -22,12 +24,13 @@ class Parts:
     """What a recipe builds; everything with a state is saved under its field name."""
 
     policy: Policy
-    objective: Objective
+    objective: Objective | PathwiseObjective
     prompts: PromptSource
     rewards: Scorer
     held_out: Scorer
     optimizer: torch.optim.Optimizer
     average: Average
+    behavior: Behavior
     alarm: Alarm
     test: Prompts
 
@@ -57,6 +60,7 @@ def build_parts(recipe: Recipe) -> Parts:
         held_out,
         build_optimizer(policy, recipe.train),
         Average(policy, recipe.train),
+        Behavior(policy, recipe.train.behavior),
         Alarm(recipe.watch),
         test,
     )

@@ -10,10 +10,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from studio.config import Component, Kind, Weighted, apply_overrides, build, load_yaml, parse_yaml
-from studio.errors import ConfigError
+from studio.errors import ConfigError, NeedsError
 from studio.names import suggestion
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Sampling weights that follow the trained ones: after update n, copy ← d·copy + (1-d)·trained, d = min(rate·(n-start), limit).
+
+    DiffusionNFT (arXiv:2509.16117) publishes rate 0.001, limit 0.5, and for OCR start 75, rate 0.0075, limit 0.999.
+    """
+
+    rate: Annotated[float, Field(ge=0)] = 0.0  # 0 = the trained weights sample
+    limit: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    start: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Train:
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9  # decay of the averaged weights that are evaluated and saved; 0 = off
     ema_every: Positive = 1  # optimizer steps between averages
+    behavior: Lag = field(default_factory=Lag)  # which weights sample
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     ratio_tolerance: Annotated[float, Field(gt=0)] = 1e-6  # max |log ratio| of the first replay; more = rollout and replay differ
     checkpointing_steps: Positive = 20
@@ -88,11 +101,21 @@ class Recipe:
                     f"recipe.rewards.{name}: expected a reward that reads {self.policy.options.reads}, got one that reads "
                     f"{block.options.reads}. Choose another reward for policy {self.policy.name!r}."
                 )
+        if "pathwise" in self.objective().needs:
+            self._check_differentiable()
         if self.train.groups_per_step < 8:
             warnings.append(f"train.groups_per_step is {self.train.groups_per_step}: few prompts make a noisy gradient")
         if self.train.group_size < 8:
             warnings.append(f"train.group_size is {self.train.group_size}: small groups make noisy advantages")
         return warnings
+
+    def _check_differentiable(self) -> None:
+        for name, block in self.rewards.items():
+            if not block.options.differentiable:
+                raise NeedsError(
+                    f"recipe.rewards.{name}: expected a differentiable reward for algorithm {self.algorithm.name!r}, got one that "
+                    "is not. Use for example clip or pickscore, or an algorithm with likelihoods."
+                )
 
     def _check_plan(self, processes: int) -> None:
         train = self.train

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from studio.dist import Processes
 from studio.parts import Parts
-from studio.prompts.repeat import rank_rows
+from studio.prompts.repeat import Rows, rank_rows
 from studio.recipe import Recipe
 from studio.scoring import join_scores, parts_of, reward_of
 from studio.seeds import row_seed
-from studio.types import Evaluation, Prompts, Rollout
+from studio.types import Evaluation, Prompts, Rollout, Scores
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,8 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     """This rank's rollout, scored while the next part is sampled; the reference's opinion when the objective needs it."""
     began = time.monotonic()
     settings = recipe.train
-    rows = rank_rows(parts.prompts.next(settings.groups_per_step), settings.group_size, processes.rank, processes.world)
-    seeds = [row_seed(recipe.seed, f"{step}/{group}", k) for group, k in zip(rows.group, rows.replica, strict=True)]
-    with processes.autocast():
+    rows, seeds = draw_rows(recipe, parts, processes, step)
+    with processes.autocast(), parts.behavior.applied():
         rollout = parts.policy.sample(
             rows.prompts,
             group=torch.tensor(rows.group),
@@ -42,24 +41,38 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
             finished=parts.rewards.submit,  # type: ignore[call-arg]
             micro=len(seeds) // settings.gradient_accumulation_steps,  # type: ignore[call-arg]
         )
-        if "ref" in parts.objective.needs:
-            with torch.no_grad(), parts.policy.reference():
-                pieces = cuts(rollout, settings.gradient_accumulation_steps)
-                rollout = replace(rollout, ref=_join([parts.policy.evaluate(rollout.at(cut)) for cut in pieces]))
+    if "ref" in parts.objective.needs:
+        with torch.no_grad(), processes.autocast(), parts.policy.reference():
+            pieces = cuts(rollout, settings.gradient_accumulation_steps)
+            rollout = replace(rollout, ref=_join([parts.policy.evaluate(rollout.at(cut)) for cut in pieces]))
     sampled = time.monotonic()
     scores = parts.rewards.collect()
+    timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
+    return with_rewards(recipe, parts, processes, rollout, scores, rows.start), timing
+
+
+def draw_rows(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Rows, list[int]]:
+    """This rank's rows of the iteration's batch, and the seed of each."""
+    prompts = parts.prompts.next(recipe.train.groups_per_step)
+    rows = rank_rows(prompts, recipe.train.group_size, processes.rank, processes.world)
+    return rows, [row_seed(recipe.seed, f"{step}/{group}", k) for group, k in zip(rows.group, rows.replica, strict=True)]
+
+
+def with_rewards(
+    recipe: Recipe, parts: Parts, processes: Processes, rollout: Rollout, scores: dict[str, Scores], start: int
+) -> Batch:
+    """The combined reward of the global batch, and this rank's share of it."""
     how = recipe.combine if len(scores) > 1 else "sum"  # one reward needs no common scale
     device = rollout.mask.device
     ranks = processes.gather_objects(scores)
     whole = {name: join_scores([rank[name] for rank in ranks]) for name in scores}
     everyone = _everyone(rollout, processes)
-    reward, present = reward_of(whole, parts.rewards.weights, everyone, how, settings.max_failures)
+    reward, present = reward_of(whole, parts.rewards.weights, everyone, how, recipe.train.max_failures)
     everyone = replace(everyone, reward=reward.to(device), present=present.to(device), parts=parts_of(whole))
-    timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
-    mine = slice(rows.start, rows.start + len(seeds))
+    mine = slice(start, start + len(rollout.prompts))
     scored = everyone.at(mine)
     rollout = replace(rollout, reward=scored.reward, present=scored.present, parts=scored.parts)
-    return Batch(rollout, everyone, mine), timing
+    return Batch(rollout, everyone, mine)
 
 
 def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
@@ -72,9 +85,9 @@ def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
     def light(said: dict[str, Tensor | None]) -> Evaluation:
         return Evaluation(**{name: None if value is None else gather(value) for name, value in said.items()})
 
-    count = len(rollout.prompts) * processes.world
+    ranks = processes.gather_objects(rollout.prompts)
     return Rollout(
-        Prompts([""] * count, [""] * count, [{}] * count),
+        Prompts(*([item for rank in ranks for item in getattr(rank, name)] for name in ("text", "key", "info"))),
         None,
         None,
         gather(rollout.mask),

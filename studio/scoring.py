@@ -16,7 +16,7 @@ from rewards.score import check_prompts, refuse_failures, score_all
 from studio.config import Weighted
 from studio.types import Prompts, Rollout, Scores
 
-__all__ = ["Scorer", "guard_stats", "join_scores", "reward_of", "check_prompts"]
+__all__ = ["Scorer", "guard_stats", "join_scores", "refuse_failures", "reward_of", "check_prompts"]
 
 
 class Scorer:
@@ -41,6 +41,10 @@ class Scorer:
     def score(self, prompts: Prompts, samples: Any) -> dict[str, Scores]:
         with torch.no_grad():
             return score_all(self.rewards, samples, prompts)
+
+    def score_with_gradient(self, prompts: Prompts, samples: Any) -> dict[str, Scores]:
+        """Scores in the caller's thread, with gradients of differentiable rewards."""
+        return score_all(self.rewards, samples, prompts)
 
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)

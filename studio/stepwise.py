@@ -22,8 +22,9 @@ def step_sums(objective: Objective, new: Evaluation, rollout: Rollout, credit: C
     live = (credit.weight > 0).double()
     log_ratio = objective.ratio(new, rollout).double()
     sums = {"count": live, "shift": live * log_ratio.expm1(), "square": live * log_ratio.expm1() ** 2}
-    if isinstance(objective.surrogate, Clipping):
-        clipped = objective.surrogate.clipped(log_ratio.float(), credit.advantage)
+    surrogate = objective.surrogate_of(new, rollout)
+    if isinstance(surrogate, Clipping):
+        clipped = surrogate.clipped(log_ratio.float(), credit.advantage)
         sums |= {"above": live * clipped.above, "below": live * clipped.below}
     if new.logp is not None and rollout.old.logp is not None:
         raw = (new.logp - rollout.old.logp).double()

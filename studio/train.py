@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from studio.core.pathwise import PathwiseObjective
 from studio.dist import Processes
 from studio.parts import Parts, build_parts
+from studio.pathwise import improve
 from studio.recipe import Recipe
 from studio.rollout import sample
 from studio.run import Run
@@ -42,11 +44,14 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             _watch(0, recipe, run, parts, processes)  # the untouched base: what every later evaluation is compared with
         for step in range(start, recipe.train.steps):
             began = time.monotonic()
-            batch, timing = sample(recipe, parts, processes, step)
-            values = update(recipe, parts, processes, batch, model, first=step == 0)
-            parts.prompts.update(batch.rollout)
-            parts.objective.update(batch.rollout)
-            values |= timing | {"time/step": time.monotonic() - began}
+            if isinstance(parts.objective, PathwiseObjective):
+                batch, values = improve(recipe, parts, processes, step)
+            else:
+                batch, timing = sample(recipe, parts, processes, step)
+                values = update(recipe, parts, processes, batch, model, first=step == 0) | timing
+            parts.prompts.update(batch.everyone)
+            parts.objective.update(batch.everyone)
+            values |= {"time/step": time.monotonic() - began}
             done = step + 1
             if processes.main:
                 run.log(done, values)

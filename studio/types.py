@@ -47,6 +47,8 @@ class Evaluation:
     jacobian: Tensor | None = None  # [B, T] |d mean / d velocity|
     fit: Tensor | None = None  # [B, T] matching error; lower = more likely
     velocity: Tensor | None = None  # [B, T, *E] network output at the recorded points
+    target: Tensor | None = None  # [B, T, *E] the velocity that leads to the recorded sample, noise - sample
+    sigma: Tensor | None = None  # [B, T] noise level of the recorded points, 1 = noise
     value: Tensor | None = None  # [B, T] critic
 
     def at(self, rows, steps=EVERY) -> Evaluation:

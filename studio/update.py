@@ -15,6 +15,7 @@ from studio.errors import DivergedError
 from studio.parts import Parts
 from studio.recipe import Recipe
 from studio.rollout import Batch, cuts
+from studio.shapes import expect
 from studio.stepwise import step_metrics, step_sums, watch_gradient
 from studio.types import Rollout
 
@@ -26,7 +27,7 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
     pieces = recipe.train.gradient_accumulation_steps if parts.objective.span != "batch" else 1
     sums: list[dict[str, Tensor]] = []
     by_step: list[dict[str, Tensor]] = []
-    norm = torch.zeros(())
+    norm = 0.0
     for epoch in range(recipe.train.epochs):
         pieces_of = cuts(rollout, pieces)
         sums, by_step = [], []
@@ -42,28 +43,29 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
         reduced = _reduce(total(sums), processes)
         if first and epoch == 0:
             _check_first_replay(reduced[LARGEST].item(), recipe.train.ratio_tolerance)
-        norm = torch.nn.utils.clip_grad_norm_(list(parts.policy.trainable()), recipe.train.max_grad_norm)
-        _check_finite(reduced["loss/total"].item(), norm.item())
-        parts.optimizer.step()
-        parts.optimizer.zero_grad(set_to_none=True)
-        parts.average.step()
+        norm = optimize(recipe, parts, reduced["loss/total"].item())
+    parts.behavior.step()
     steps = {name: processes.sum(value) for name, value in total(by_step).items()}
     if "gradient" in steps:
         steps["gradient"] = steps["gradient"] / processes.world**2  # `backward` multiplies the loss by the number of processes
     values = {name: float(value) for name, value in metrics(_reduce(total(sums), processes)).items()}
-    shown = {f"reward/{name}": part.nanmean().item() for name, part in everyone.parts.items()}  # type: ignore[attr-defined]
-    return (
-        _reward_metrics(everyone)  # type: ignore[arg-type]
-        | shown
-        | values
-        | {"loss/grad_norm": norm.item()}
-        | step_metrics(steps)
-    )
+    return reward_metrics(everyone) | values | {"loss/grad_norm": norm} | step_metrics(steps)
 
 
-def _reward_metrics(everyone: Rollout) -> dict[str, float]:
-    """Mean over present rows, mean spread within groups, and the share of groups without any spread."""
-    reward, present = everyone.reward, everyone.present
+def optimize(recipe: Recipe, parts: Parts, loss: float) -> float:
+    """One step of the optimizer and of the averaged weights -> norm of the gradient; DivergedError before a bad step."""
+    norm = torch.nn.utils.clip_grad_norm_(list(parts.policy.trainable()), recipe.train.max_grad_norm).item()
+    _check_finite(loss, norm)
+    parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.average.step()
+    return norm
+
+
+def reward_metrics(everyone: Rollout) -> dict[str, float]:
+    """Mean over present rows, mean spread within groups, the share of groups without any spread, and every part."""
+    reward = expect(everyone.reward, "B", name="reward_metrics: reward")
+    present = torch.ones_like(reward, dtype=torch.bool) if everyone.present is None else everyone.present
     stats = group_stats(reward, everyone.group, present)
     spread = stats.std[present]
     return {
@@ -71,6 +73,7 @@ def _reward_metrics(everyone: Rollout) -> dict[str, float]:
         "reward/group_std": spread.mean().item(),
         "reward/flat_groups": (spread == 0).float().mean().item(),
         "reward/missing": 1 - present.float().mean().item(),
+        **{f"reward/{name}": part.nanmean().item() for name, part in everyone.parts.items()},
     }
 
 

@@ -14,6 +14,7 @@ from toys import TOYS, Toy, rollout_of
 from studio.algorithms import ALGORITHMS
 from studio.core import assign_credit, check_fit, metrics, policy_loss, total
 from studio.core.loss import Objective
+from studio.core.pathwise import PathwiseObjective
 from studio.errors import NeedsError
 from studio.types import Evaluation, Rollout
 
@@ -71,7 +72,7 @@ def test_builds_from_defaults_and_compares(name):
     if name not in WRITTEN:
         pytest.skip(f"{ALGORITHMS[name]} is not written yet")
     cls = algorithm(name)
-    assert isinstance(cls().objective(), Objective)
+    assert isinstance(cls().objective(), Objective | PathwiseObjective)
     assert cls() == cls()
     with pytest.raises(AttributeError):
         setattr(cls(), fields(cls)[0].name, 0)  # noqa: B010
@@ -223,7 +224,8 @@ def test_positive_advantage_raises_the_likelihood_of_that_decision(name, toy):
     for sign in (1.0, -1.0):
         only = torch.zeros_like(credit.advantage)
         only[b, t] = sign
-        before = policy.evaluate(rollout).logp[b, t]
+        said = policy.evaluate(rollout)
+        before = (-said.fit if said.logp is None else said.logp)[b, t]
         loss, _ = policy_loss(objective, policy.evaluate(rollout), rollout, replace(credit, advantage=only))
         direction = gradient(policy, loss)
         slope = (direction * gradient(policy, before)).sum()  # d logp / d step = -(gradient of loss · gradient of logp)

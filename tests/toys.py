@@ -1,4 +1,4 @@
-"""Four tiny policies with exact rewards: tokens, denoising steps, actions, keep-or-drop units.
+"""Five tiny policies with exact rewards: tokens, denoising steps, actions, keep-or-drop units, matching points.
 
 Each is a Policy in the protocol's sense with a few parameters, learns in a fraction of a second and has a known best.
 """
@@ -209,7 +209,51 @@ class Units(Toy):
         return (rollout.trace.taken == torch.tensor(self.wanted)).float().mean(1)
 
 
-TOYS: dict[str, type[Toy]] = {"tokens": Tokens, "denoising": Denoising, "actions": Actions, "units": Units}
+class Matching(Toy):
+    """A Gaussian in the plane drawn by its exact flow, seen at four noise levels. Reward: minus the squared distance of the sample.
+
+    x = (1-σ)x₀ + σe with x₀ = m + s·z;  v = E[e - x₀ | x] = k·(x - (1-σ)m) - m,  k = (σ - (1-σ)s²)/(σ² + (1-σ)²s²).
+    """
+
+    provides = frozenset({"velocity", "target", "sigma", "fit", "ref"})
+    reduction = "mean"
+    steps, best = 4, -0.18
+    std = 0.3
+    wanted = (0.6, -0.4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.center = nn.Parameter(torch.zeros(2))
+        self.freeze_reference()
+
+    def act(self, seeds: Sequence[int]) -> ToyTrace:
+        noise = normal(seeds, self.steps + 1, 2)
+        sample = (self.center + self.std * noise[:, :1]).expand(-1, self.steps, -1)
+        sigma = self.sigma(self.index(len(seeds)))[..., None]
+        return ToyTrace(sample, self.index(len(seeds)), (1 - sigma) * sample + sigma * noise[:, 1:], noise[:, 1:])
+
+    def evaluate(self, rollout: Rollout) -> Evaluation:
+        trace, sigma = rollout.trace, self.sigma(rollout.trace.index)
+        s, rest = sigma[..., None], 1 - sigma[..., None]
+        slope = (s - rest * self.std**2) / (s**2 + rest**2 * self.std**2)
+        velocity = slope * (trace.state - rest * self.center) - self.center
+        target = trace.noise - trace.taken
+        return Evaluation(velocity=velocity, target=target, sigma=sigma, fit=(velocity - target).square().mean(-1))
+
+    def reward(self, rollout: Rollout) -> Tensor:
+        return -(rollout.trace.taken[:, 0] - torch.tensor(self.wanted)).square().sum(-1)
+
+    def sigma(self, index: Tensor) -> Tensor:
+        return 0.2 * (index + 1)
+
+
+TOYS: dict[str, type[Toy]] = {
+    "tokens": Tokens,
+    "denoising": Denoising,
+    "actions": Actions,
+    "units": Units,
+    "matching": Matching,
+}
 
 
 def normal(seeds: Sequence[int], *shape: int) -> Tensor:

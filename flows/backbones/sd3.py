@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from flows.backbones.protocol import Condition
@@ -53,7 +52,6 @@ class SD3:
         return scheduler_grid(self.pipeline.scheduler, steps, (height // patch) * (width // patch))
 
 
-@torch.no_grad()
 def decode_latents(vae, latents: Tensor) -> Tensor:
     """Images [N, 3, H, W] float32 in [0, 1]; the autoencoder runs in float32, where half precision bands and overflows."""
     shift = vae.config.shift_factor or 0.0

@@ -5,7 +5,7 @@ from studio.core.critic import ValueLoss
 from studio.core.declare import needs, span
 from studio.core.gate import EngineCorrection, EveryGate, TopEntropy, informative_groups
 from studio.core.loss import Objective, assign_credit, check_fit, policy_loss
-from studio.core.ratio import decision_ratio, fit_ratio, sample_ratio, total_ratio
+from studio.core.ratio import decision_ratio, fit_ratio, no_ratio, sample_ratio, total_ratio
 from studio.core.regularizer import active, entropy, kl_low_variance, kl_plain, kl_squared, ratio_variance
 from studio.core.stats import metrics, total
 from studio.core.surrogate import Clip, KeepGradientClip, StopClip, plain_ratio
@@ -39,6 +39,7 @@ __all__ = [
     "kl_squared",
     "metrics",
     "needs",
+    "no_ratio",
     "plain_ratio",
     "policy_loss",
     "ratio_variance",

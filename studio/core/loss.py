@@ -13,7 +13,7 @@ from studio.core.declare import Span, needs_of, span_of, widest
 from studio.core.ratio import decision_ratio
 from studio.core.regularizer import LIMIT
 from studio.core.stats import ratio_sums
-from studio.core.surrogate import Clip, Clipping
+from studio.core.surrogate import Clip, Clipping, Observing
 from studio.core.weighting import by_sample
 from studio.errors import ConfigError, NeedsError, RunError
 from studio.protocols import Advantage, Critic, Gate, Ratio, Regularizer, Stateful, Surrogate, Weighting
@@ -63,6 +63,10 @@ class Objective:
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "regularizers"}
         named |= {f"regularizers.{i}": term for i, (_, term) in enumerate(self.regularizers)}
         return {name: slot for name, slot in named.items() if slot is not None}
+
+    def surrogate_of(self, new: Evaluation, rollout: Rollout) -> Surrogate:
+        """The surrogate for these decisions; most are the same for all."""
+        return self.surrogate.seen(new, rollout) if isinstance(self.surrogate, Observing) else self.surrogate
 
     def update(self, rollout: Rollout) -> None:
         """Lets slots with memory learn from a finished step."""
@@ -133,14 +137,14 @@ def policy_loss(objective: Objective, new: Evaluation, rollout: Rollout, credit:
     log_ratio = objective.ratio(new, rollout)
     log_ratio = expect(log_ratio, "B T", name=f"{name_of(objective.ratio)}: log_ratio", B=len(live), T=live.shape[1])
     log_ratio = log_ratio.clamp(-LIMIT, LIMIT)
-    gain = credit.gate * objective.surrogate(log_ratio, credit.advantage, live)
+    surrogate = objective.surrogate_of(new, rollout)
+    gain = credit.gate * surrogate(log_ratio, credit.advantage, live)
     costs = [(name_of(term), c, term(new, rollout, log_ratio)) for c, term in objective.regularizers]
     if objective.critic is not None:
         costs.append(("value", 1.0, objective.critic(new, rollout, credit)))
     penalty = sum((c * cost for _, c, cost in costs), torch.zeros_like(gain))
     loss = (credit.weight * (penalty - gain)).sum()
-    clipping = objective.surrogate
-    clipped = clipping.clipped(log_ratio, credit.advantage) if isinstance(clipping, Clipping) else None
+    clipped = surrogate.clipped(log_ratio, credit.advantage) if isinstance(surrogate, Clipping) else None
     stats = ratio_sums(log_ratio.detach(), credit.weight, clipped)
     stats |= {"loss/total": loss.detach(), "loss/surrogate": (credit.weight * gain.detach()).sum()}
     stats |= {f"loss/{name}": (credit.weight * cost.detach()).sum() for name, _, cost in costs}

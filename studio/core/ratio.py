@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from studio.core.declare import needs, span
@@ -48,6 +49,11 @@ def fit_ratio(new: Evaluation, rollout: Rollout) -> Tensor:
     FPO (arXiv:2507.21053).  Assumes both errors were taken at the same recorded draws.
     """
     return _pair(rollout.old.fit, new.fit, "fit", rollout)
+
+
+def no_ratio(new: Evaluation, rollout: Rollout) -> Tensor:
+    """For objectives without a ratio: zeros [B, T]."""
+    return torch.zeros(rollout.mask.shape, device=rollout.mask.device)
 
 
 def _pair(a: Tensor | None, b: Tensor | None, field: str, rollout: Rollout) -> Tensor:

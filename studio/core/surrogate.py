@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from studio.errors import ConfigError
+from studio.protocols import Surrogate
+from studio.types import Evaluation, Rollout
 
 
 class Clipped(NamedTuple):
@@ -27,6 +29,13 @@ class Clipping(Protocol):
     """A surrogate that can say which decisions it clips; `policy_loss` reports the shares."""
 
     def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Clipped: ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A surrogate that looks at more than ratio and advantage, e.g. at how far the step's mean moved."""
+
+    def seen(self, new: Evaluation, rollout: Rollout) -> Surrogate: ...
 
 
 def plain_ratio(log_ratio: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
