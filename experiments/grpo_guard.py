@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from experiments.runs import run_once, spread
 
 OUT = Path("docs/experiments")
 VARIANTS: dict[str, list[str]] = {
@@ -55,17 +53,8 @@ def main() -> None:
 
 def one(root: Path, variant: str, extra: list[str], seed: int, steps: int) -> dict[str, Any]:
     """One run, trained unless its folder is finished -> its held-out curve and ratio statistics."""
-    from studio.launch import open_run, start
-    from studio.run import RunView
-
-    name = f"{variant.replace(' + ', '-')}-{seed}-{steps}"
-    if not (root / name / "status.json").is_file() or RunView.open(root / name).status["state"] != "finished":
-        resume = (root / name / "checkpoints" / "latest").is_file()
-        overrides = [] if resume else [*COMMON, *extra, f"seed={seed}", f"train.steps={steps}"]
-        run, recipe = open_run("shapes/grpo-guard", overrides, runs=root, run_name=name, resume=resume, processes=1)
-        print(f"{name}: {steps} steps", file=sys.stderr, flush=True)
-        start(run, recipe, progress="plain", log_every=10)
-    records = RunView.open(root / name).metrics().records
+    overrides = [*COMMON, *extra, f"seed={seed}", f"train.steps={steps}"]
+    records = run_once(root, f"{variant.replace(' + ', '-')}-{seed}-{steps}", "shapes/grpo-guard", overrides)
     watched = [record for record in records if "reward/held_out.scene" in record]
     curve = [
         {
@@ -126,11 +115,6 @@ shift that GRPO-Guard's paper derives for the raw log ratio. Means over all seco
 
 
 GAINS = ("proxy", "scene", "scene_strict", "sample/edge_density", "sample/color_entropy", "sample/dark_share")
-
-
-def spread(values: list[float], form: str = "+.3f") -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):{form}} ± {deviation:{form.replace('+', '')}}"
 
 
 def plot(results: dict[str, list[dict[str, Any]]], file: Path) -> None:

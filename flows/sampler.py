@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -25,6 +26,9 @@ class Window:
     move: Literal["fixed", "random", "slide"] = "fixed"
     every: Annotated[int, Field(ge=1)] = 25
     stride: Annotated[int, Field(ge=1)] = 1
+    tempo: Literal["constant", "linear", "exponential"] = "constant"  # linear: from `every` down to 1 iteration per place
+    decay: Annotated[float, Field(ge=0)] = 0.1  # of the exponential tempo: every·exp(-decay·max(0, start - decay_from)), rounded up
+    decay_from: Annotated[int, Field(ge=0)] = 13
     past_end: Literal["roll_back", "stay"] = "roll_back"
 
     def steps(self, total: int, iteration: int, seed: int) -> list[int]:
@@ -40,12 +44,30 @@ class Window:
         if self.move == "random":
             start = random.Random(f"window-{seed}-{iteration}").randint(self.low, last)
         elif self.move == "slide":
-            moves, places = iteration // self.every, (last - self.low) // self.stride + 1
-            start = self.low + self.stride * (moves % places if self.past_end == "roll_back" else moves)
-            start = min(start, last)
+            start = self._slid(iteration, last)
         else:
             start = self.low
         return list(range(start, start + size))
+
+    def _slid(self, iteration: int, last: int) -> int:
+        """Where a sliding window starts: each place is kept for its dwell time, in order, then again or at the end."""
+        places = list(range(self.low, last + 1, self.stride))
+        times = [self.dwell(place, last) for place in places]
+        if self.past_end == "roll_back":
+            iteration %= sum(times)
+        for place, time in zip(places, times, strict=True):
+            if iteration < time:
+                return place
+            iteration -= time
+        return last
+
+    def dwell(self, start: int, last: int) -> int:
+        """Iterations that a sliding window stays at `start`: less and less under a falling tempo, at least 1."""
+        if self.tempo == "linear" and last > self.low:
+            return max(1, round(self.every + (1 - self.every) * (start - self.low) / (last - self.low)))
+        if self.tempo == "exponential":
+            return math.ceil(self.every * math.exp(-self.decay * max(0, start - self.decay_from)))
+        return self.every
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,17 @@ def test_past_the_end_a_window_rolls_back_or_stays():
     assert [low.steps(8, i, seed=0)[0] for i in range(4)] == [2, 3, 2, 3]
 
 
+def test_a_falling_tempo_by_hand():
+    """MixGRPO: linear from 10 to 1 over the places; exponential ceil(τ·exp(-.1·max(0, l - 13)))."""
+    linear = Window(size=4, move="slide", every=10, tempo="linear")
+    assert [linear.dwell(start, 9) for start in range(10)] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    starts = [linear.steps(14, i, seed=0)[0] for i in range(56)]
+    assert [starts.count(s) for s in range(10)] == [11, 9, 8, 7, 6, 5, 4, 3, 2, 1] and starts[-1] == 0  # rolled back after 55
+    exponential = Window(size=4, move="slide", every=20, tempo="exponential")
+    assert [exponential.dwell(start, 20) for start in (0, 13, 14, 20)] == [20, 20, 19, 10]
+    assert exponential.steps(25, 14 * 20, seed=0)[0] == 14
+
+
 def test_a_window_with_strides_rolls_back_to_its_first_place():
     # 11 steps: starts 0 ... 6; strides of 4 reach 0 and 4, and 8 is past the end
     rolls, stays = (Window(size=4, move="slide", every=1, stride=4, past_end=end) for end in ("roll_back", "stay"))
