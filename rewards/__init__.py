@@ -3,6 +3,14 @@
 REWARDS: dict[str, str] = {
     "scene": "rewards.image.scene:SceneReward",
     "clip": "rewards.image.clip:ClipReward",
+    "clip_score": "rewards.image.clip_score:ClipScore",
+    "siglip": "rewards.image.clip_score:SiglipScore",
     "pickscore": "rewards.image.pickscore:PickScore",
+    "pickscore_rank": "rewards.image.pickscore:PickScoreRank",
+    "aesthetic": "rewards.image.aesthetic:Aesthetic",
+    "image_similarity": "rewards.image.similarity:ImageSimilarity",
     "jpeg_size": "rewards.image.jpeg:JpegSize",
+    "jpeg_compressibility": "rewards.image.jpeg:JpegCompressibility",
+    "jpeg_incompressibility": "rewards.image.jpeg:JpegIncompressibility",
+    "function": "rewards.function:Function",
 }

@@ -105,7 +105,10 @@ def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, r
         _rows(kind, rows)
     elif kind in ("rewards", "policies"):
         single = {"rewards": "reward", "policies": "policy"}[kind]
-        _rows(kind, [(name, _first(lookup(single, name))) for name in names(single)])
+        from rewards.facts import one_line
+
+        facts = {name: one_line(lookup(single, name)()) if kind == "rewards" else "" for name in names(single)}
+        _rows(kind, [(name, _first(lookup(single, name)) + (facts[name] and f"  [{facts[name]}]")) for name in facts])
     else:
         raise ConfigError(f"list: expected recipes, algorithms, rewards or policies, got {kind!r}. Name one of them.")
 

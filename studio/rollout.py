@@ -53,6 +53,7 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     ranks = processes.gather_objects(scores)
     whole = {name: join_scores([rank[name] for rank in ranks]) for name in scores}
     everyone = _everyone(rollout, processes)
+    whole = parts.rewards.compared(whole, everyone.group)
     reward, present = reward_of(whole, parts.rewards.weights, everyone, how, settings.max_failures)
     everyone = replace(everyone, reward=reward.to(device), present=present.to(device), parts=parts_of(whole))
     timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
