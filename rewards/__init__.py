@@ -6,6 +6,7 @@ REWARDS: dict[str, str] = {
     "clip_score": "rewards.image.clip_score:ClipScore",
     "siglip": "rewards.image.clip_score:SiglipScore",
     "hpsv2": "rewards.image.hps:HPSv2",
+    "hpsv3": "rewards.image.hpsv3:HPSv3",
     "image_reward": "rewards.image.image_reward:ImageReward",
     "ocr": "rewards.image.ocr:Ocr",
     "pickscore": "rewards.image.pickscore:PickScore",

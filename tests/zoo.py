@@ -63,3 +63,46 @@ def raises_its_score(reward, texts: Prompts = TWO, size: tuple[int, int] = (48, 
     largest = images.grad.abs().amax((1, 2, 3), keepdim=True)
     with torch.no_grad():
         assert (reward(images + step * images.grad / largest, texts) > score).all()
+
+
+def save_qwen2_vl(folder, seed: int = 0):
+    """Config, tokenizer, image processor and chat template of a tiny Qwen2-VL."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2VLConfig,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    special = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(models.BPE({token: at for at, token in enumerate([*special, *letters])}, []))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=special[0], additional_special_tokens=special[1:])
+    pictures = Qwen2VLImageProcessor(patch_size=4, merge_size=2, min_pixels=64, max_pixels=1024)
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}"
+        "{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    )
+    videos = Qwen2VLVideoProcessor(patch_size=4, merge_size=2)
+    Qwen2VLProcessor(pictures, tokenizer, videos, chat_template=template).save_pretrained(folder)
+    vocabulary = len(tokenizer) + 1  # and the token that HPSv3 adds
+    text = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+    text |= dict(vocab_size=vocabulary, rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4})
+    vision = dict(depth=2, embed_dim=32, hidden_size=32, num_heads=2, patch_size=4, mlp_ratio=2, spatial_merge_size=2)
+    ids = {f"{name}_token_id": special.index(f"<|{token}|>") for name, token in (("image", "image_pad"), ("video", "video_pad"))}
+    ids |= {f"{name}_token_id": special.index(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+    config.save_pretrained(folder)
+    return config, tokenizer
