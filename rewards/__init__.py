@@ -8,6 +8,7 @@ REWARDS: dict[str, str] = {
     "hpsv2": "rewards.image.hps:HPSv2",
     "hpsv3": "rewards.image.hpsv3:HPSv3",
     "image_reward": "rewards.image.image_reward:ImageReward",
+    "geneval": "rewards.image.geneval:Geneval",
     "ocr": "rewards.image.ocr:Ocr",
     "pickscore": "rewards.image.pickscore:PickScore",
     "pickscore_rank": "rewards.image.pickscore:PickScoreRank",
