@@ -17,5 +17,9 @@ REWARDS: dict[str, str] = {
     "jpeg_size": "rewards.image.jpeg:JpegSize",
     "jpeg_compressibility": "rewards.image.jpeg:JpegCompressibility",
     "jpeg_incompressibility": "rewards.image.jpeg:JpegIncompressibility",
+    "vlm_judge": "rewards.image.judge:VlmJudge",
+    "unified_reward": "rewards.image.unified_reward:UnifiedReward",
+    "deqa": "rewards.image.deqa:Deqa",
+    "remote": "rewards.remote:Remote",
     "function": "rewards.function:Function",
 }
