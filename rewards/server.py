@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import ipaddress
 import json
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,14 @@ class RewardServer(ThreadingHTTPServer):
                 "Requests cut groups: serve what it is made of."
             )
         self.reward, self.name, self.token, self.limits = reward, name, token, limits
-        self.version = metadata.version("alignment-studio")
+        self.version = version_of(reward)
         self.places, self.turn = threading.BoundedSemaphore(limits.waiting), threading.Lock()
-        super().__init__((host, port), Handler)
+        try:
+            super().__init__((host, port), Handler)
+        except OSError as problem:
+            raise ConfigError(
+                f"studio serve: expected a free address, got {host}:{port} ({problem.strerror}). Choose another --port."
+            ) from problem
 
     @property
     def url(self) -> str:
@@ -184,6 +190,17 @@ def batches(images: list[Tensor], size: int) -> list[list[int]]:
     for row, image in enumerate(images):
         shapes.setdefault(tuple(image.shape), []).append(row)
     return [rows[at : at + size] for rows in shapes.values() for at in range(0, len(rows), size)]
+
+
+def version_of(reward: RewardFn) -> str:
+    """The package's version with a mark of the reward's settings: servers that say the same give the same scores."""
+    settings = [f.name for f in fields(reward) if f.name not in ("device", "batch_size")] if is_dataclass(reward) else []
+    told = repr((type(reward).__qualname__, reward.model_id, [(name, getattr(reward, name)) for name in settings]))
+    try:
+        package = metadata.version("alignment-studio")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        package = "source"
+    return f"{package}+{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def is_loopback(host: str) -> bool:

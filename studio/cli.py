@@ -222,6 +222,32 @@ def score(
 
 
 @app.command(context_settings=OVERRIDES)
+def serve(
+    ctx: typer.Context,
+    reward: Annotated[str, typer.Argument(help="A reward (`studio list rewards`).")],
+    host: Annotated[str, typer.Option(help="A public address needs STUDIO_REWARD_TOKEN in the environment.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 18080,
+    called: Annotated[str | None, typer.Option("--as", help="Name of the reward for clients.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per call of the reward.")] = 64,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests at once; more are told to come again.")] = 16,
+    megabytes: Annotated[int, typer.Option(min=1, help="Largest request.")] = 256,
+) -> None:
+    """A reward over HTTP for the reward `remote`; `key=value` sets the reward's own options."""
+    from rewards.server import Limits, RewardServer
+    from studio.config import apply_overrides, component
+
+    judge = component("reward", reward, **apply_overrides({}, ctx.args)).options
+    token, limits = os.environ.get("STUDIO_REWARD_TOKEN"), Limits(megabytes * 2**20, waiting, batch_size)
+    with RewardServer(judge, called or reward, host=host, port=port, token=token, limits=limits) as server:
+        _say(f"serving {server.name} ({judge.license}), {'with' if token else 'without'} a token; stop with Ctrl-C")
+        print(server.url, flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            _say("stopped")
+
+
+@app.command(context_settings=OVERRIDES)
 def pretrain(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="shapes")],

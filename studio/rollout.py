@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from studio.dist import Processes
+from studio.errors import RewardError
 from studio.parts import Parts
 from studio.prompts.repeat import rank_rows
 from studio.recipe import Recipe
-from studio.scoring import join_scores, parts_of, reward_of
+from studio.scoring import Scorer, join_scores, parts_of, reward_of
 from studio.seeds import row_seed
-from studio.types import Evaluation, Prompts, Rollout
+from studio.types import Evaluation, Prompts, Rollout, Scores
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,10 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
                 pieces = cuts(rollout, settings.gradient_accumulation_steps)
                 rollout = replace(rollout, ref=_join([parts.policy.evaluate(rollout.at(cut)) for cut in pieces]))
     sampled = time.monotonic()
-    scores = parts.rewards.collect()
-    how = recipe.combine if len(scores) > 1 else "sum"  # one reward needs no common scale
+    ranks = _scores_of_all(parts.rewards, processes)
+    how = recipe.combine if len(ranks[0]) > 1 else "sum"  # one reward needs no common scale
     device = rollout.mask.device
-    ranks = processes.gather_objects(scores)
-    whole = {name: join_scores([rank[name] for rank in ranks]) for name in scores}
+    whole = {name: join_scores([rank[name] for rank in ranks]) for name in ranks[0]}
     everyone = _everyone(rollout, processes)
     whole = parts.rewards.compared(whole, everyone.group)
     reward, present = reward_of(whole, parts.rewards.weights, everyone, how, settings.max_failures)
@@ -61,6 +61,19 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     scored = everyone.at(mine)
     rollout = replace(rollout, reward=scored.reward, present=scored.present, parts=scored.parts)
     return Batch(rollout, everyone, mine), timing
+
+
+def _scores_of_all(rewards: Scorer, processes: Processes) -> list[dict[str, Scores]]:
+    """Every rank's scores; a reward that fails on one rank fails on all, which then can save a checkpoint together."""
+    try:
+        mine: dict[str, Scores] | RewardError = rewards.collect()
+    except RewardError as failure:
+        mine = failure
+    ranks = processes.gather_objects(mine)
+    for rank in (mine, *ranks):
+        if isinstance(rank, RewardError):
+            raise rank
+    return ranks
 
 
 def _everyone(rollout: Rollout, processes: Processes) -> Rollout:

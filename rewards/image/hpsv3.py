@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rewards.facts import Facts
+from rewards.image.chat import template_text
 from rewards.pictures import as_pil, check_pictures
 from rewards.weights import device_of, fetch, fill, read_weights, split_revision, weight_file
-from studio.errors import ConfigError, MissingError
+from studio.errors import MissingError
 from studio.types import Prompts, Scores
 
 if TYPE_CHECKING:
@@ -56,14 +56,14 @@ class HPSv3:
 
     def check(self, prompts: Prompts) -> None:
         """ConfigError when the template has no place for the prompt."""
-        question(self.template)
+        template_text(self.template, "reward 'hpsv3'")
 
     def __call__(self, samples: Tensor, prompts: Prompts) -> Scores:
         """Scores of pictures [B, 3, H, W] in [0, 1]."""
         import torch
 
         check_pictures(self.name, samples)
-        ask = question(self.template)
+        ask = template_text(self.template, "reward 'hpsv3'")
         network, processor = load_hpsv3(self.model, self.file, self.base, self.dtype, self.device)
         outputs = []
         for start in range(0, len(samples), self.batch_size):
@@ -74,14 +74,6 @@ class HPSv3:
                 outputs.append(network(batch))
         mean, spread = torch.cat(outputs).unbind(1)
         return Scores(mean * self.scale, None, {"hpsv3_spread": spread})
-
-
-def question(template: str) -> str:
-    """The template's text; ConfigError without {prompt}."""
-    text = Path(template).read_text(encoding="utf-8") if template.endswith(".txt") else template
-    if "{prompt}" not in text:
-        raise ConfigError(f"reward 'hpsv3': expected a template with {{prompt}}, got {text[:80]!r}. Say where the prompt goes.")
-    return text
 
 
 def chat(processor: Any, text: str) -> str:

@@ -21,7 +21,7 @@ class VlmJudge:
     """P(Yes) / (P(Yes) + P(No)) of the first token of the answer, from its 20 likeliest.
 
     A token counts in any case and with blanks around it.  An answer whose first tokens hold neither is missing.
-    Source: VQAScore-like rewards of Flow-Factory.
+    Source: Flow-Factory.
     """
 
     url: str = "http://127.0.0.1:8000/v1"  # of a server with OpenAI's chat interface that returns logprobs
