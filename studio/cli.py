@@ -308,7 +308,8 @@ def _rows(title: str, rows: list[tuple[str, str]]) -> None:
         grid.add_row(name, value.replace("[", r"\["))
     console = Console()
     if not console.is_terminal:  # a pipe gets whole lines
-        console.width = max(200, console.width)
+        longest = max((len(name) + len(value) for name, value in rows), default=0)
+        console.width = max(200, console.width, longest + 8)
     console.print(grid)
 
 

@@ -8,14 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from zoo import TWO, prompts, raises_its_score, save_clip, save_siglip, smooth
+from zoo import TWO, prompts, raises_its_score, save_clip, save_head, save_siglip, smooth
 
 from rewards.cached import Cached
 from rewards.candidates import by_key
 from rewards.image.aesthetic import Aesthetic
 from rewards.image.clip import ClipReward, load_encoder
 from rewards.image.clip_score import ClipScore, SiglipScore
-from rewards.image.head import linear_head
 from rewards.image.pickscore import PickScore, PickScoreRank
 from rewards.image.similarity import ImageSimilarity
 from rewards.score import check_prompts
@@ -140,10 +139,8 @@ def test_a_prompt_without_a_reference_is_refused_before_sampling(info):
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    torch.manual_seed(3)
-    folder, network = tmp_path_factory.mktemp("head"), linear_head(16).eval()
-    torch.save({f"layers.{key}": value for key, value in network.state_dict().items()}, folder / "head.pth")
-    return folder, network
+    folder = tmp_path_factory.mktemp("head")
+    return folder, save_head(folder)
 
 
 def aesthetic(clip, folder, file="head.pth") -> Aesthetic:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo import prompts, save_clip, smooth
+from zoo import prompts, save_clip, save_yolos, smooth
 
 from rewards.image import geneval
 from rewards.image.colors import COLORS, GRAY, crop, name_colors
@@ -101,27 +101,8 @@ def test_metadata_is_checked_before_sampling(info, words):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("geneval")
-    names = {0: "dog", 1: "cat"}
-    config = YolosConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=[32, 32],
-        patch_size=8,
-        num_detection_tokens=6,
-        use_mid_position_embeddings=False,
-        id2label=names,
-        label2id={name: at for at, name in names.items()},
-    )
-    detector = YolosForObjectDetection(config)
-    torch.nn.init.normal_(detector.class_labels_classifier.layers[-1].weight, std=3.0)  # sure of something
-    detector.save_pretrained(folder / "yolos")
-    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "yolos")
+    save_yolos(folder / "yolos")
     save_clip(folder / "clip")
     return folder
 

@@ -6,13 +6,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from zoo import TWO, prompts, raises_its_score, save_qwen2_vl, smooth
+from zoo import TWO, prompts, raises_its_score, save_hps, save_hpsv3, save_image_reward, smooth
 
 from rewards.image.hps import HPSv2, load_hps, to_square
 from rewards.image.hpsv3 import TEMPLATE, HPSv3, chat, load_hpsv3
-from rewards.image.hpsv3 import build_network as build_rating
-from rewards.image.image_reward import ImageReward, build_network, load_image_reward
+from rewards.image.image_reward import ImageReward, load_image_reward
 from rewards.pictures import as_pil
 from rewards.score import check_prompts
 from studio.errors import ConfigError, MissingError
@@ -22,18 +20,8 @@ from studio.errors import ConfigError, MissingError
 
 @pytest.fixture(scope="module")
 def hps(tmp_path_factory):
-    from open_clip import CLIP
-
     folder = tmp_path_factory.mktemp("hps")
-    tower = dict(layers=1, width=32)
-    config = dict(embed_dim=16, vision_cfg=tower | dict(image_size=32, patch_size=8, head_width=16))
-    config["text_cfg"] = tower | dict(context_length=77, vocab_size=49408, heads=2)
-    (folder / "tiny.json").write_text(json.dumps(config))
-    for seed, name in enumerate(("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt")):
-        torch.manual_seed(seed)
-        network = CLIP(**config).eval()
-        torch.save({"state_dict": network.state_dict()}, folder / name)
-    return folder, network
+    return folder, save_hps(folder)
 
 
 def hpsv2(folder, **options) -> HPSv2:
@@ -94,48 +82,10 @@ def test_an_unknown_architecture_and_foreign_weights_are_refused(hps):
 # ---- ImageReward
 
 
-def published_name(ours: str) -> str:
-    """The name that the published file has for a weight, written from its side: BLIP's towers and `mlp.layers`."""
-    if ours.startswith("head."):
-        return ours.replace("head.", "mlp.layers.")
-    if ours.startswith("text."):
-        return ours.replace("text.", "blip.text_encoder.")
-    name = ours.replace("vision.", "blip.visual_encoder.")
-    for here, there in {
-        "embeddings.patch_embedding": "patch_embed.proj",
-        "embeddings.position_embedding": "pos_embed",
-        "embeddings.class_embedding": "cls_token",
-        "post_layernorm": "norm",
-        "encoder.layers": "blocks",
-        "layer_norm": "norm",
-        "self_attn.projection": "attn.proj",
-        "self_attn.qkv": "attn.qkv",
-    }.items():
-        name = name.replace(here, there)
-    return name
-
-
 @pytest.fixture(scope="module")
 def image_reward(tmp_path_factory):
-    from transformers import BlipConfig
-
-    from flows.shapes.models import build_tokenizer
-
-    folder, tokenizer = tmp_path_factory.mktemp("image_reward"), build_tokenizer()
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3)
-    vision = small | dict(image_size=32, patch_size=8)
-    text = small | dict(encoder_hidden_size=32, vocab_size=len(tokenizer), max_position_embeddings=40)
-    config = BlipConfig(vision_config=vision, text_config=text)
-    torch.manual_seed(0)
-    network = build_network(config.vision_config, config.text_config).eval()
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    weights = {published_name(key): value for key, value in network.state_dict().items()}
-    weights["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]  # the published file has it too
-    weights["blip.vision_proj.weight"] = torch.zeros(4, 32)
-    torch.save(weights, folder / "ImageReward.pt")
-    save_file({key: value.contiguous() for key, value in weights.items()}, folder / "ImageReward.safetensors")
-    return folder, network, tokenizer
+    folder = tmp_path_factory.mktemp("image_reward")
+    return folder, *save_image_reward(folder)
 
 
 def reward_of(folder, **options) -> ImageReward:
@@ -195,16 +145,7 @@ def test_image_reward_needs_every_weight(image_reward, tmp_path):
 @pytest.fixture(scope="module")
 def hpsv3(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hpsv3")
-    config, tokenizer = save_qwen2_vl(folder)
-    torch.manual_seed(0)
-    network = build_rating(config, len(tokenizer)).eval()
-    weights = {}
-    for key, value in network.state_dict().items():  # as the published file names them
-        key = key.replace("body.language_model.", "model.").replace("body.visual.", "visual.").replace("head.", "rm_head.")
-        weights[key] = value.contiguous().clone()
-    weights["lm_head.weight"] = torch.zeros(len(tokenizer) + 1, 32)
-    save_file(weights, folder / "HPSv3.safetensors")
-    return folder, network
+    return folder, save_hpsv3(folder)
 
 
 def hps3(folder, **options) -> HPSv3:

@@ -106,3 +106,109 @@ def save_qwen2_vl(folder, seed: int = 0):
     config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
     config.save_pretrained(folder)
     return config, tokenizer
+
+
+def save_hps(folder):
+    """Both versions of HPSv2 for a tiny CLIP of open_clip -> the network of v2.1."""
+    import json
+
+    from open_clip import CLIP
+
+    tower = dict(layers=1, width=32)
+    config = dict(embed_dim=16, vision_cfg=tower | dict(image_size=32, patch_size=8, head_width=16))
+    config["text_cfg"] = tower | dict(context_length=77, vocab_size=49408, heads=2)
+    (folder / "tiny.json").write_text(json.dumps(config))
+    for seed, name in enumerate(("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt")):
+        torch.manual_seed(seed)
+        network = CLIP(**config).eval()
+        torch.save({"state_dict": network.state_dict()}, folder / name)
+    return network
+
+
+def save_image_reward(folder):
+    """ImageReward over a tiny BLIP, with the names of the published file -> (network, tokenizer)."""
+    from safetensors.torch import save_file
+    from transformers import BlipConfig
+
+    from flows.shapes.models import build_tokenizer
+    from rewards.image.image_reward import build_network
+
+    tokenizer = build_tokenizer()
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3)
+    vision = small | dict(image_size=32, patch_size=8)
+    text = small | dict(encoder_hidden_size=32, vocab_size=len(tokenizer), max_position_embeddings=40)
+    config = BlipConfig(vision_config=vision, text_config=text)
+    torch.manual_seed(0)
+    network = build_network(config.vision_config, config.text_config).eval()
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = {_blip_name(key): value.contiguous() for key, value in network.state_dict().items()}
+    weights["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]  # the published file has it too
+    weights["blip.vision_proj.weight"] = torch.zeros(4, 32)
+    torch.save(weights, folder / "ImageReward.pt")
+    save_file(weights, folder / "ImageReward.safetensors")
+    return network, tokenizer
+
+
+def _blip_name(ours: str) -> str:
+    """The name that the published file has for a weight, written from its side: BLIP's towers and `mlp.layers`."""
+    if ours.startswith("head."):
+        return ours.replace("head.", "mlp.layers.")
+    if ours.startswith("text."):
+        return ours.replace("text.", "blip.text_encoder.")
+    name = ours.replace("vision.", "blip.visual_encoder.")
+    for here, there in {
+        "embeddings.patch_embedding": "patch_embed.proj",
+        "embeddings.position_embedding": "pos_embed",
+        "embeddings.class_embedding": "cls_token",
+        "post_layernorm": "norm",
+        "encoder.layers": "blocks",
+        "layer_norm": "norm",
+        "self_attn.projection": "attn.proj",
+        "self_attn.qkv": "attn.qkv",
+    }.items():
+        name = name.replace(here, there)
+    return name
+
+
+def save_hpsv3(folder):
+    """HPSv3 over a tiny Qwen2-VL, with the names of the published file -> the network."""
+    from safetensors.torch import save_file
+
+    from rewards.image.hpsv3 import build_network
+
+    config, tokenizer = save_qwen2_vl(folder)
+    torch.manual_seed(0)
+    network = build_network(config, len(tokenizer)).eval()
+    weights = {}
+    for key, value in network.state_dict().items():
+        key = key.replace("body.language_model.", "model.").replace("body.visual.", "visual.").replace("head.", "rm_head.")
+        weights[key] = value.contiguous().clone()
+    weights["lm_head.weight"] = torch.zeros(len(tokenizer) + 1, 32)
+    save_file(weights, folder / "HPSv3.safetensors")
+    return network
+
+
+def save_head(folder):
+    """The aesthetic head for embeddings of 16 numbers, with the names of the published file -> the network."""
+    from rewards.image.head import linear_head
+
+    torch.manual_seed(3)
+    network = linear_head(16).eval()
+    torch.save({f"layers.{key}": value for key, value in network.state_dict().items()}, folder / "head.pth")
+    return network
+
+
+def save_yolos(folder) -> None:
+    """A detector of boxes that knows dogs and cats, and is sure of something."""
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+
+    torch.manual_seed(0)
+    small = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=[32, 32], patch_size=8
+    )
+    small |= dict(num_detection_tokens=6, use_mid_position_embeddings=False)
+    detector = YolosForObjectDetection(YolosConfig(**small, id2label={0: "dog", 1: "cat"}, label2id={"dog": 0, "cat": 1}))
+    torch.nn.init.normal_(detector.class_labels_classifier.layers[-1].weight, std=3.0)
+    detector.save_pretrained(folder)
+    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
