@@ -308,8 +308,7 @@ def _rows(title: str, rows: list[tuple[str, str]]) -> None:
         grid.add_row(name, value.replace("[", r"\["))
     console = Console()
     if not console.is_terminal:  # a pipe gets whole lines
-        longest = max((len(name) + len(value) for name, value in rows), default=0)
-        console.width = max(200, console.width, longest + 8)
+        console.width = max(200, console.width, sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 8)
     console.print(grid)
 
 
