@@ -48,6 +48,6 @@ def from_file(file: bytes) -> Tensor:
 
     try:
         picture = Image.open(io.BytesIO(file), formats=("PNG", "WEBP")).convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as problem:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as problem:
         raise ValueError(f"expected a PNG or WebP picture, got {problem}") from problem
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,8 @@ class Remote:
         check_pictures(self.name, samples)
         served = handshake(self.urls, self.reward, self.patience)
         pictures = [base64.b64encode(as_png(picture)).decode() for picture in as_pil(samples)]
-        cuts = [slice(at, at + self.batch_size) for at in range(0, len(pictures), self.batch_size)]
+        size = max(1, min(self.batch_size, math.ceil(len(pictures) / len(self.urls))))  # work for every server
+        cuts = [slice(at, at + size) for at in range(0, len(pictures), size)]
 
         def score(number: int) -> dict[str, Any]:
             cut, first = cuts[number], number % len(self.urls)

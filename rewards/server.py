@@ -122,11 +122,13 @@ class Handler(BaseHTTPRequestHandler):
     server: RewardServer
     protocol_version = "HTTP/1.1"
     timeout = 120  # seconds without a byte after which a connection is dropped
+    unread: int | None = 0  # bytes of the body that are still to come; None when the client does not say
 
     def do_GET(self) -> None:
         self._answer(lambda: self.server.health() if self.path == "/health" else _unknown(self.path))
 
     def do_POST(self) -> None:
+        self.unread = int(length) if (length := self.headers.get("Content-Length", "")).isdecimal() else None
         self._answer(lambda: self.server.score(self._body()) if self.path == "/score" else _unknown(self.path))
 
     def _answer(self, work: Any) -> None:
@@ -138,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as problem:  # the reward failed: the client decides what a failure means, the server goes on
             code, said = 500, {"error": f"{type(problem).__name__}: {problem}"}
         if code != 200:
-            self.close_connection = True  # what is left of the body is not read
+            self._drain()
         data = json.dumps(said, allow_nan=False).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
@@ -152,19 +154,25 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(401, "expected the server's bearer token")
 
     def _body(self) -> dict[str, Any]:
+        if self.unread is None:
+            raise Refused(411, "expected a Content-Length")
+        if self.unread > self.server.limits.body:
+            raise Refused(413, f"expected at most {self.server.limits.body} bytes, got {self.unread}")
+        content, self.unread = self.rfile.read(self.unread), 0
         try:
-            length = int(self.headers.get("Content-Length", ""))
-        except ValueError:
-            raise Refused(411, "expected a Content-Length") from None
-        if not 0 <= length <= self.server.limits.body:
-            raise Refused(413, f"expected at most {self.server.limits.body} bytes, got {length}")
-        try:
-            request = json.loads(self.rfile.read(length))
+            request = json.loads(content)
         except ValueError as problem:
             raise Refused(422, f"expected JSON: {problem}") from problem
         if not isinstance(request, dict):
             raise Refused(422, f"expected a JSON object, got {type(request).__name__}")
         return request
+
+    def _drain(self) -> None:
+        """Pass over a body that was refused unread: a client that is cut off while sending never sees the reason."""
+        self.close_connection = True
+        left = min(self.unread or 0, 4 * self.server.limits.body)
+        while left > 0 and (passed := self.rfile.read(min(left, 2**16))):
+            left -= len(passed)
 
     def log_message(self, *given: Any) -> None:
         """Quiet: requests are frequent, and paths and prompts are the client's business."""

@@ -128,8 +128,30 @@ def test_a_detector_of_boxes_from_end_to_end(models):
         assert scores.parts["geneval_strict"][row] == float(by_hand == 1)
 
 
+class Given:
+    """A detector that finds these in every picture."""
+
+    kinds = frozenset({"dog", "mouse"})
+
+    def __init__(self, found):
+        self.found = found
+
+    def __call__(self, images):
+        return [self.found for _ in images]
+
+
+def test_names_of_genevals_own_are_understood_and_unknown_ones_refused(models, monkeypatch):
+    monkeypatch.setattr(geneval, "load_detector", lambda *given: Given([thing("mouse")]))
+    reward = Geneval("any", str(models / "clip"), device="cpu")
+    mouse = prompts("a computer mouse", include=[{"class": "computer mouse", "count": 1}])
+    assert reward(smooth(1, 8, 8), mouse).value.item() == 1
+    with pytest.raises(ConfigError, match="the class 'unicorn', which the detector does not know"):
+        reward(smooth(1, 8, 8), prompts("a unicorn", include=[{"class": "unicorn", "count": 1}]))
+
+
 def test_counting_asks_for_more_confidence(models, monkeypatch):
-    monkeypatch.setattr(geneval, "load_detector", lambda *given: lambda images: [[thing(confidence=0.5)] for _ in images])
+    unsure = Given([thing(confidence=0.5)])
+    monkeypatch.setattr(geneval, "load_detector", lambda *given: unsure)
     reward = Geneval("any", str(models / "clip"), device="cpu")
     images = smooth(1, 48, 48)
     assert reward(images, prompts("a dog", include=dogs(1), tag="single_object")).value.item() == 1

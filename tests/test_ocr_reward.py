@@ -79,19 +79,25 @@ def test_a_picture_that_breaks_the_engine_is_missing_and_not_zero(monkeypatch):
     assert scores.present.tolist() == [False, True] and scores.value[1] == 1
 
 
-def test_an_exception_of_rapidocr_is_a_failure(monkeypatch):
+def test_rapidocr_gets_bgr_and_its_exceptions_are_failures(monkeypatch):
+    class Result:
+        txts = None
+
     class Package:
         class RapidOCR:
             def __init__(self, params):
                 self.params = params
 
             def __call__(self, picture):
-                raise ValueError("no")
+                if picture[0, 0].tolist() != [3, 2, 1]:
+                    raise ValueError(f"not BGR: {picture[0, 0]}")
+                return Result()
 
     monkeypatch.setattr(ocr_engines, "require", lambda *names: Package)
     ocr_engines.rapidocr.cache_clear()
     try:
-        assert ocr_engines.rapidocr()(np.zeros((4, 4, 3), np.uint8)) is None
+        rgb = np.array([[[1, 2, 3]]], np.uint8)
+        assert ocr_engines.rapidocr()(rgb) == [] and ocr_engines.rapidocr()(rgb[..., ::-1]) is None
     finally:
         ocr_engines.rapidocr.cache_clear()
 

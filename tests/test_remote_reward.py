@@ -157,6 +157,9 @@ def test_a_batch_is_spread_over_the_servers_and_a_dead_one_is_replaced():
             reward = Remote((one.url, other.url), batch_size=1, **FAST)
             before = reward(images, prompts(*"abcdef"))
             assert counts == [1, 1, 1]
+            Remote((one.url, other.url), **FAST)(images, prompts(*"abcdef"))
+            assert counts == [1, 1, 1, 3], "a small batch is spread too"
+            del counts[3:]
         after = reward(images, prompts(*"abcdef"))  # the other is gone
         assert counts == [1] * 9
     torch.testing.assert_close(after.value, before.value)
@@ -341,6 +344,15 @@ def test_a_token_is_needed_for_everything(monkeypatch):
         monkeypatch.setenv("STUDIO_REWARD_TOKEN", "secret")
         handshake.cache_clear()
         assert Remote((server.url,), **FAST)(torch.ones(1, 3, 8, 8), prompts("a")).value.tolist() == [1.0]
+
+
+def test_a_large_request_that_is_refused_learns_why():
+    """The server passes over the body: closing at once would cut the client off while it is still sending."""
+    picture = torch.rand(1, 3, 1400, 1400)  # 6 MB as PNG, more than socket buffers hold
+    with serving(token="secret") as server:
+        body = {"reward": "red", "images": [png(picture[0])], "prompts": ["a"], "meta": [{}]}
+        with pytest.raises(RewardError, match="401 expected the server's bearer token"):
+            Remote((server.url,), attempts=1)._ask((server.url,), body, "1")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,22 @@ class Found:
     mask: Tensor | None = None  # [H, W] bool; None for a detector of boxes
 
 
-Detector = Callable[["Tensor"], list[list[Found]]]  # pictures [B, 3, H, W] in [0, 1] -> objects of each
+class Detector:
+    """A frozen network with its image processor."""
+
+    def __init__(self, network: Any, processor: Any, family: str) -> None:
+        self.network, self.processor = network, processor
+        self.read = _masks if family in MASKS else _boxes
+        self.kinds = frozenset(network.config.id2label.values())  # what it can find
+
+    def __call__(self, images: Tensor) -> list[list[Found]]:
+        """The objects of every picture [B, 3, H, W] in [0, 1]."""
+        import torch
+
+        inputs = self.processor(images=as_pil(images), return_tensors="pt").to(self.network.device)
+        sizes = [tuple(images.shape[-2:])] * len(images)
+        with torch.no_grad():
+            return self.read(self.processor, self.network(**inputs), sizes, self.network.config.id2label)
 
 
 @lru_cache(maxsize=2)
@@ -47,18 +61,7 @@ def load_detector(model: str, device: str) -> Detector:
         raise MissingError(
             f"detector {model!r}: expected an object detector of transformers, got {first} {fetch(place)}"
         ) from problem
-    network = network.to(device_of(device)).eval().requires_grad_(False)
-    read = _masks if family in MASKS else _boxes
-
-    def detect(images: Tensor) -> list[list[Found]]:
-        import torch
-
-        inputs = processor(images=as_pil(images), return_tensors="pt").to(network.device)
-        sizes = [tuple(images.shape[-2:])] * len(images)
-        with torch.no_grad():
-            return read(processor, network(**inputs), sizes, network.config.id2label)
-
-    return detect
+    return Detector(network.to(device_of(device)).eval().requires_grad_(False), processor, family)
 
 
 def _boxes(processor: Any, output: Any, sizes: list, names: dict[int, str]) -> list[list[Found]]:

@@ -17,6 +17,7 @@ from studio.types import Prompts, Scores
 if TYPE_CHECKING:
     from torch import Tensor
 
+ALIASES = {"computer mouse": "mouse", "computer keyboard": "keyboard", "tv remote": "remote"}  # GenEval's names of COCO's classes
 MOST = 16  # objects of a class that count, the most confident first
 RELATIONS = ("left of", "right of", "above", "below")
 Objects = Mapping[str, Sequence[Found]]  # by class
@@ -60,9 +61,9 @@ class Geneval:
         import torch
 
         check_pictures(self.name, samples)
-        for text, info in zip(prompts.text, prompts.info, strict=True):
-            required(text, info)
         detect, encoder = load_detector(self.detector, self.device), load_encoder(self.clip, self.clip, self.device)
+        for text, info in zip(prompts.text, prompts.info, strict=True):
+            required(text, info, detect.kinds)
         grades = []
         for start in range(0, len(samples), self.batch_size):
             for row, found in enumerate(detect(samples[start : start + self.batch_size]), start):
@@ -78,8 +79,8 @@ class Geneval:
         return Scores(value, None, {"geneval_strict": strict, "geneval_accuracy": accuracy})
 
 
-def required(text: str, info: Mapping[str, Any]) -> None:
-    """ConfigError when info is no line of GenEval's metadata."""
+def required(text: str, info: Mapping[str, Any], kinds: frozenset[str] | None = None) -> None:
+    """ConfigError when info is no line of GenEval's metadata, or names a class that is not among the detector's."""
     include = info.get("include")
     problem = None
     if not include:
@@ -87,6 +88,8 @@ def required(text: str, info: Mapping[str, Any]) -> None:
     for need in include or ():
         if "class" not in need or need.get("count", 0) < 1:
             problem = f"{dict(need)}, which lacks class or count"
+        elif kinds is not None and ALIASES.get(need["class"], need["class"]) not in kinds:
+            problem = f"the class {need['class']!r}, which the detector does not know"
         elif need.get("color", "red") not in COLORS:
             problem = f"the color {need['color']!r}, not one of {', '.join(COLORS)}"
         elif "position" in need and (need["position"][0] not in RELATIONS or not 0 <= need["position"][1] < len(include)):
@@ -104,6 +107,11 @@ def by_class(found: Sequence[Found], least: float) -> dict[str, list[Found]]:
     return kept
 
 
+def of_class(objects: Objects, need: Mapping[str, Any]) -> Sequence[Found]:
+    """The detections of the class that an entry of the metadata names."""
+    return objects.get(ALIASES.get(need["class"], need["class"]), ())
+
+
 def graded(include: Sequence[Mapping[str, Any]], objects: Objects, names: Name) -> tuple[float, float]:
     """(mean of the terms, 1 if all are exact), with n the number asked for.
 
@@ -113,7 +121,7 @@ def graded(include: Sequence[Mapping[str, Any]], objects: Objects, names: Name) 
     """
     terms, exact = [], True
     for need in include:
-        n, things = need["count"], objects.get(need["class"], ())
+        n, things = need["count"], of_class(objects, need)
         terms.append(closeness(n, len(things)))
         if len(things) != n:
             exact = False
@@ -123,7 +131,7 @@ def graded(include: Sequence[Mapping[str, Any]], objects: Objects, names: Name) 
             terms.append(closeness(n, names(need["class"], things).count(need["color"])))
         if "position" in need:
             relation, index = need["position"]
-            others = objects.get(include[index]["class"], ())
+            others = of_class(objects, include[index])
             right = len(others) == include[index]["count"]
             terms.append(float(right and all(relation in relations(a, b) for a in things for b in others)))
     return sum(terms) / len(terms), float(exact and all(term == 1 for term in terms))
@@ -132,7 +140,7 @@ def graded(include: Sequence[Mapping[str, Any]], objects: Objects, names: Name) 
 def accurate(info: Mapping[str, Any], objects: Objects, names: Name) -> float:
     """GenEval's own verdict: at least the count of every object, and fewer of the excluded ones than stated."""
     for need in info["include"]:
-        things = list(objects.get(need["class"], ()))[: need["count"]]
+        things = list(of_class(objects, need))[: need["count"]]
         if len(things) < need["count"]:
             return 0.0
         if "color" in need and names(need["class"], things).count(need["color"]) < need["count"]:
@@ -140,10 +148,10 @@ def accurate(info: Mapping[str, Any], objects: Objects, names: Name) -> float:
         if "position" in need:
             relation, index = need["position"]
             other = info["include"][index]
-            others = list(objects.get(other["class"], ()))[: other["count"]]
+            others = list(of_class(objects, other))[: other["count"]]
             if len(others) < other["count"] or not all(relation in relations(a, b) for a in things for b in others):
                 return 0.0
-    too_many = any(len(objects.get(need["class"], ())) >= need["count"] for need in info.get("exclude", ()))
+    too_many = any(len(of_class(objects, need)) >= need["count"] for need in info.get("exclude", ()))
     return float(not too_many)
 
 
