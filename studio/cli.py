@@ -105,7 +105,10 @@ def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, r
         _rows(kind, rows)
     elif kind in ("rewards", "policies"):
         single = {"rewards": "reward", "policies": "policy"}[kind]
-        _rows(kind, [(name, _first(lookup(single, name))) for name in names(single)])
+        from rewards.facts import one_line
+
+        facts = {name: one_line(lookup(single, name)()) if kind == "rewards" else "" for name in names(single)}
+        _rows(kind, [(name, _first(lookup(single, name)) + (facts[name] and f"  [{facts[name]}]")) for name in facts])
     else:
         raise ConfigError(f"list: expected recipes, algorithms, rewards or policies, got {kind!r}. Name one of them.")
 
@@ -219,6 +222,32 @@ def score(
 
 
 @app.command(context_settings=OVERRIDES)
+def serve(
+    ctx: typer.Context,
+    reward: Annotated[str, typer.Argument(help="A reward (`studio list rewards`).")],
+    host: Annotated[str, typer.Option(help="A public address needs STUDIO_REWARD_TOKEN in the environment.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 18080,
+    called: Annotated[str | None, typer.Option("--as", help="Name of the reward for clients.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per call of the reward.")] = 64,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests at once; more are told to come again.")] = 16,
+    megabytes: Annotated[int, typer.Option(min=1, help="Largest request.")] = 256,
+) -> None:
+    """A reward over HTTP for the reward `remote`; `key=value` sets the reward's own options."""
+    from rewards.server import Limits, RewardServer
+    from studio.config import apply_overrides, component
+
+    judge = component("reward", reward, **apply_overrides({}, ctx.args)).options
+    token, limits = os.environ.get("STUDIO_REWARD_TOKEN"), Limits(megabytes * 2**20, waiting, batch_size)
+    with RewardServer(judge, called or reward, host=host, port=port, token=token, limits=limits) as server:
+        _say(f"serving {server.name} ({judge.license}), {'with' if token else 'without'} a token; stop with Ctrl-C")
+        print(server.url, flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            _say("stopped")
+
+
+@app.command(context_settings=OVERRIDES)
 def pretrain(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="shapes")],
@@ -279,7 +308,7 @@ def _rows(title: str, rows: list[tuple[str, str]]) -> None:
         grid.add_row(name, value.replace("[", r"\["))
     console = Console()
     if not console.is_terminal:  # a pipe gets whole lines
-        console.width = max(200, console.width)
+        console.width = max(200, console.width, sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 8)
     console.print(grid)
 
 

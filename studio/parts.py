@@ -34,6 +34,10 @@ class Parts:
     alarm: Alarm
     test: Prompts
 
+    def sampled_from(self) -> dict[str, Any]:
+        """What changes while a rollout is sampled and scored: the prompts and the rewards' memories."""
+        return {name: part for name, part in self.stateful().items() if name == "prompts" or name.startswith("rewards.")}
+
     def stateful(self) -> dict[str, Any]:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         named |= {f"rewards.{name}": cached.reward for name, cached in self.rewards.rewards.items()}

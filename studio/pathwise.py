@@ -46,7 +46,7 @@ def improve(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tu
     rollout = Rollout(
         rows.prompts, None, None, torch.ones(len(seeds), 1, dtype=torch.bool), torch.tensor(rows.group), Evaluation(), seeds=seeds
     )
-    batch = with_rewards(recipe, parts, processes, rollout, done, rows.start)
+    batch = with_rewards(recipe, parts, processes, rollout, processes.gather_objects(done), rows.start)
     values = reward_metrics(batch.everyone) | {"loss/total": loss_sum.item(), "loss/grad_norm": norm, "render/start": cut.start}
     return batch, values | {"time/step_work": time.monotonic() - began}
 

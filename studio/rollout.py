@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from studio.dist import Processes
+from studio.errors import RewardError
 from studio.parts import Parts
 from studio.prompts.repeat import Rows, rank_rows
 from studio.recipe import Recipe
-from studio.scoring import join_scores, parts_of, reward_of
+from studio.scoring import Scorer, join_scores, parts_of, reward_of
 from studio.seeds import row_seed
 from studio.types import Evaluation, Prompts, Rollout, Scores
 
@@ -46,9 +47,9 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
             pieces = cuts(rollout, settings.gradient_accumulation_steps)
             rollout = replace(rollout, ref=_join([parts.policy.evaluate(rollout.at(cut)) for cut in pieces]))
     sampled = time.monotonic()
-    scores = parts.rewards.collect()
+    ranks = _scores_of_all(parts.rewards, processes)
     timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
-    return with_rewards(recipe, parts, processes, rollout, scores, rows.start), timing
+    return with_rewards(recipe, parts, processes, rollout, ranks, rows.start), timing
 
 
 def draw_rows(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Rows, list[int]]:
@@ -59,20 +60,33 @@ def draw_rows(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> 
 
 
 def with_rewards(
-    recipe: Recipe, parts: Parts, processes: Processes, rollout: Rollout, scores: dict[str, Scores], start: int
+    recipe: Recipe, parts: Parts, processes: Processes, rollout: Rollout, ranks: list[dict[str, Scores]], start: int
 ) -> Batch:
-    """The combined reward of the global batch, and this rank's share of it."""
-    how = recipe.combine if len(scores) > 1 else "sum"  # one reward needs no common scale
+    """The combined reward of the global batch from every rank's scores, and this rank's share of it."""
+    how = recipe.combine if len(ranks[0]) > 1 else "sum"  # one reward needs no common scale
     device = rollout.mask.device
-    ranks = processes.gather_objects(scores)
-    whole = {name: join_scores([rank[name] for rank in ranks]) for name in scores}
+    whole = {name: join_scores([rank[name] for rank in ranks]) for name in ranks[0]}
     everyone = _everyone(rollout, processes)
+    whole = parts.rewards.compared(whole, everyone.group)
     reward, present = reward_of(whole, parts.rewards.weights, everyone, how, recipe.train.max_failures)
     everyone = replace(everyone, reward=reward.to(device), present=present.to(device), parts=parts_of(whole))
     mine = slice(start, start + len(rollout.prompts))
     scored = everyone.at(mine)
     rollout = replace(rollout, reward=scored.reward, present=scored.present, parts=scored.parts)
     return Batch(rollout, everyone, mine)
+
+
+def _scores_of_all(rewards: Scorer, processes: Processes) -> list[dict[str, Scores]]:
+    """Every rank's scores; a reward that fails on one rank fails on all, which then can save a checkpoint together."""
+    try:
+        mine: dict[str, Scores] | RewardError = rewards.collect()
+    except RewardError as failure:
+        mine = failure
+    ranks = processes.gather_objects(mine)
+    for rank in (mine, *ranks):
+        if isinstance(rank, RewardError):
+            raise rank
+    return ranks
 
 
 def _everyone(rollout: Rollout, processes: Processes) -> Rollout:

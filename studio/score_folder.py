@@ -1,9 +1,14 @@
-"""Any reward over a folder of images: captions from samples.jsonl, from a .txt beside each image, or one for all."""
+"""Any reward over a folder of images: captions from samples.jsonl, from a .txt beside each image, or one for all.
+
+A line of samples.jsonl names its image as `file` or `path`, and its `prompt`; all else in it is what rewards may need,
+such as `target_text`, GenEval's `include`, or the path of a `reference` picture relative to the folder.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +31,29 @@ def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], Tensor, P
     sizes = {array.shape for array in arrays}
     if len(sizes) > 1:
         raise ConfigError(f"{folder}: expected images of one size, got {sorted(s[:2] for s in sizes)}. Score them by size.")
-    texts = _captions(folder, files, prompt)
+    records = _records(folder)
+    texts = _captions(folder, files, prompt, records)
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
-    return files, images, Prompts(texts, texts, [{} for _ in texts])
+    return files, images, Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files])
 
 
-def _captions(folder: Path, files: list[Path], prompt: str | None) -> list[str]:
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The lines of samples.jsonl by the name of their image."""
+    if not (folder / "samples.jsonl").is_file():
+        return {}
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return {Path(str(record.get("path") or record.get("file"))).name: record for record in map(json.loads, lines)}
+
+
+def _info(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    info = {name: value for name, value in record.items() if name not in ("file", "path", "prompt")}
+    return info | {"reference": str(folder / info["reference"])} if "reference" in info else info
+
+
+def _captions(folder: Path, files: list[Path], prompt: str | None, records: dict[str, dict[str, Any]]) -> list[str]:
     if prompt is not None:
         return [prompt] * len(files)
-    listed: dict[str, str] = {}
-    if (folder / "samples.jsonl").is_file():
-        for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            listed[Path(str(record.get("path") or record.get("file"))).name] = record["prompt"]
+    listed = {name: record["prompt"] for name, record in records.items() if "prompt" in record}
     for file in files:
         if file.with_suffix(".txt").is_file():
             listed[file.name] = file.with_suffix(".txt").read_text(encoding="utf-8").strip()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards.cached import Cached
+from rewards.candidates import Compares, by_key, compared
 from rewards.combine import combine
 from rewards.guards import guard_stats
 from rewards.score import check_prompts, refuse_failures, score_all
@@ -23,14 +24,15 @@ class Scorer:
     """Named rewards, scored by one worker thread in the order of submission."""
 
     def __init__(self, blocks: Mapping[str, Weighted]) -> None:
-        self.rewards = {name: Cached(block.options) for name, block in blocks.items()}
+        self.named = {name: block.options for name, block in blocks.items()}
+        self.rewards = {name: Cached(r.alone() if isinstance(r, Compares) else r) for name, r in self.named.items()}
         self.weights = {name: block.weight for name, block in blocks.items()}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._pending: list[Future[dict[str, Scores]]] = []
 
     def submit(self, prompts: Prompts, samples: Any) -> None:
         """Score these samples while the caller goes on."""
-        self._pending.append(self._worker.submit(self.score, prompts, samples))
+        self._pending.append(self._worker.submit(self._alone, prompts, samples))
 
     def collect(self) -> dict[str, Scores]:
         """Everything submitted since the last call, in order; an error of a reward is raised here."""
@@ -38,7 +40,15 @@ class Scorer:
         done = [future.result() for future in pending]
         return {name: join_scores([scores[name] for scores in done]) for name in self.rewards}
 
+    def compared(self, scores: Mapping[str, Scores], group: Tensor) -> dict[str, Scores]:
+        """What was collected, after rewards that compare the samples of a prompt have seen all of them; group [B]."""
+        return compared(self.named, scores, group)
+
     def score(self, prompts: Prompts, samples: Any) -> dict[str, Scores]:
+        """Scores of these samples now; all samples of a prompt must be among them."""
+        return self.compared(self._alone(prompts, samples), by_key(prompts))
+
+    def _alone(self, prompts: Prompts, samples: Any) -> dict[str, Scores]:
         with torch.no_grad():
             return score_all(self.rewards, samples, prompts)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,20 @@ def load_state(folder: Path, policy: Policy, parts: Mapping[str, Any]) -> None:
         if isinstance(part, Stateful):
             part.load_state_dict(state["parts"][name])
     _set_random_state(state["random"])
+
+
+def remember(parts: Mapping[str, Any]) -> Callable[[], None]:
+    """Takes note of these parts and of the random states -> a function that brings both back."""
+    stateful = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+    states = {name: copy.deepcopy(part.state_dict()) for name, part in stateful.items()}
+    state = _random_state()
+
+    def restore() -> None:
+        for name, part in stateful.items():
+            part.load_state_dict(states[name])
+        _set_random_state(state)
+
+    return restore
 
 
 def _random_state() -> dict[str, Any]:

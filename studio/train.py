@@ -12,13 +12,14 @@ import torch
 
 from studio.core.pathwise import PathwiseObjective
 from studio.dist import Processes
+from studio.errors import RewardError
 from studio.parts import Parts, build_parts
 from studio.pathwise import improve
 from studio.recipe import Recipe
 from studio.rollout import sample
 from studio.run import Run
 from studio.signals import StopOnSignal
-from studio.state import WEIGHTS, load_state, save_state
+from studio.state import WEIGHTS, load_state, remember, save_state
 from studio.update import update
 from studio.watch import evaluate, records, watch_metrics
 
@@ -39,11 +40,13 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     if processes.main:
         run.status("running", step=start)
     state, alarmed = "finished", False
+    done = saved = start
     try:
         if start == 0:
             _watch(0, recipe, run, parts, processes)  # the untouched base: what every later evaluation is compared with
         for step in range(start, recipe.train.steps):
             began = time.monotonic()
+            undo = remember(parts.sampled_from())
             if isinstance(parts.objective, PathwiseObjective):
                 batch, values = improve(recipe, parts, processes, step)
             else:
@@ -52,7 +55,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             parts.prompts.update(batch.everyone)
             parts.objective.update(batch.everyone)
             values |= {"time/step": time.monotonic() - began}
-            done = step + 1
+            done, undo = step + 1, remember({})
             if processes.main:
                 run.log(done, values)
                 report(done, values)
@@ -65,9 +68,15 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             leave = flags["stop"] or flags["signal"] or alarmed
             if leave or flags["save"] or done % recipe.train.checkpointing_steps == 0 or done == recipe.train.steps:
                 _checkpoint(run, parts, processes, done, recipe)
+                saved = done
             if leave and done < recipe.train.steps:
                 state = "stopped"
                 break
+    except RewardError:
+        if done > saved:  # a reward that failed for good costs no complete step: the run continues here with --resume
+            undo()
+            _checkpoint(run, parts, processes, done, recipe)
+        raise
     finally:
         parts.rewards.close()
         parts.held_out.close()
@@ -81,17 +90,29 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
 
 
 def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Processes) -> bool:
-    """Evaluate, log, keep pictures, raise alarms -> whether the run should stop. Rank 0 works, the others wait."""
-    stop = False
+    """Evaluate on rank 0 while the others wait -> whether the run should stop; a failed reward fails on all ranks."""
+    stop, failure = False, None
     if processes.main and len(parts.test):
-        with parts.average.applied():
-            seen = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed)
-        run.log(step, watch_metrics(seen))
-        run.save_samples(step, seen.images[: recipe.watch.samples].cpu(), records(step, seen, recipe.watch.samples))
-        for message in parts.alarm.look(seen, list(recipe.rewards)):
-            run.event("alarm", step=step, message=message)
-            stop = recipe.watch.stop
-    return processes.agree({"alarm": stop})["alarm"]
+        try:
+            stop = _evaluate(step, recipe, run, parts)
+        except RewardError as error:
+            failure = error
+    told = processes.agree({"alarm": stop, "failed": failure is not None})
+    if told["failed"]:
+        raise failure or RewardError("evaluation: expected scores from the first rank, got a failed reward. Its message says why.")
+    return told["alarm"]
+
+
+def _evaluate(step: int, recipe: Recipe, run: Run, parts: Parts) -> bool:
+    """Evaluate, log, keep pictures, raise alarms -> whether one of them stops the run."""
+    with parts.average.applied():
+        seen = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed)
+    run.log(step, watch_metrics(seen))
+    run.save_samples(step, seen.images[: recipe.watch.samples].cpu(), records(step, seen, recipe.watch.samples))
+    alarms = parts.alarm.look(seen, list(recipe.rewards))
+    for message in alarms:
+        run.event("alarm", step=step, message=message)
+    return bool(alarms) and recipe.watch.stop
 
 
 def _checkpoint(run: Run, parts: Parts, processes: Processes, step: int, recipe: Recipe) -> None:

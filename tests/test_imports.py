@@ -58,7 +58,7 @@ LIGHT = (
     "studio.protocols",
 )
 LIGHT += ("studio.cli", "studio.algorithms", "studio.prompts", "rewards", "flows", "ui", "ui.app")
-OPTIONAL = ("xformers", "open_clip", "gradio", "easyocr", "paddleocr", "gymnasium_robotics", "wandb", "submitit")
+OPTIONAL = ("xformers", "open_clip", "gradio", "rapidocr", "onnxruntime", "rapidfuzz", "gymnasium_robotics", "wandb", "submitit")
 
 
 def path_of(module: str) -> Path:

@@ -9,25 +9,20 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import save_file
+from zoo import TWO, prompts, save_clip
 
 from rewards import REWARDS
 from rewards.cached import Cached
+from rewards.facts import Facts, one_line
 from rewards.image.clip import ClipReward, image_settings, load_encoder, model_folder, preprocess
 from rewards.image.jpeg import JpegSize
 from rewards.image.pickscore import PickScore
 from rewards.score import check_prompts, failure_rate, refuse_failures, score_all
 from studio import registry
 from studio.errors import ConfigError, MissingError, RewardError, ShapeError
-from studio.types import Prompts, Scores
+from studio.types import Scores
 
 NAN = math.nan
-
-
-def prompts(*texts: str) -> Prompts:
-    return Prompts(list(texts), [f"key of {text}" for text in texts], [{} for _ in texts])
-
-
-TWO = prompts("a red circle", "two blue squares")
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,14 @@ def test_every_reward_builds_and_declares_what_it_is(name):
     assert reward.name == name
     assert reward.reads == "image" and isinstance(reward.differentiable, bool)
     assert reward.range[0] < reward.range[1]
+    assert isinstance(reward.facts, Facts) and reward.facts.source and reward.facts.preprocessing
     assert reward.license and (reward.model_id is None or isinstance(reward.model_id, str))
     assert reward == type(reward)(), "a reward is a value"
+
+
+def test_a_listing_names_range_license_and_extra():
+    line = one_line(registry.lookup("reward", "pickscore")())
+    assert line == "range -3.84615 to 3.84615; license: code MIT; weights: see the model card"
 
 
 def test_names_and_settings_of_rewards_are_read_without_torch():
@@ -215,27 +216,10 @@ def test_jpeg_size_counts_kilobytes_and_compress_flips_the_sign():
 # ---- models
 
 
-def clip_folder(folder):
-    """A random CLIP over 32x32 pictures and the words of the bundled world."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    from flows.shapes.models import build_tokenizer, text_config
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
-    text = text_config(tokenizer, width=32, layers=2, heads=2, projection=16)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"projection_dim": 16}, projection_dim=16))
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    for part in (model, tokenizer, processor):
-        part.save_pretrained(folder)
-    return model, tokenizer, processor
-
-
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    return folder, *clip_folder(folder)
+    return folder, *save_clip(folder)
 
 
 def test_clip_is_the_cosine_of_the_models_own_embeddings(clip):
@@ -354,7 +338,7 @@ def test_a_model_that_is_not_cached_is_answered_with_the_download_command(tmp_pa
 
 
 def test_a_damaged_weight_file_is_named(tmp_path):
-    clip_folder(tmp_path)
+    save_clip(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(MissingError, match=r"model\.safetensors: expected a safetensors file, got a damaged one"):
@@ -362,7 +346,7 @@ def test_a_damaged_weight_file_is_named(tmp_path):
 
 
 def test_absent_weights_are_not_replaced_by_random_ones(tmp_path):
-    clip_folder(tmp_path)
+    save_clip(tmp_path)
     save_file({"logit_scale": torch.tensor(1.0)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MissingError, match="expected all weights of the model"):
         score_with(tmp_path)
@@ -379,7 +363,7 @@ def test_absent_weights_are_not_replaced_by_random_ones(tmp_path):
     ids=["tokenizer", "image processor", "weights", "config"],
 )
 def test_an_incomplete_folder_says_what_is_not_there(tmp_path, files, words):
-    clip_folder(tmp_path)
+    save_clip(tmp_path)
     for file in files:
         (tmp_path / file).unlink(missing_ok=True)
     with pytest.raises(MissingError, match=words):

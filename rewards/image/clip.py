@@ -11,7 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from studio.errors import ConfigError, MissingError, ShapeError
+from rewards.facts import Facts
+from rewards.pictures import check_pictures
+from rewards.weights import device_of, fetch, split_revision
+from studio.errors import ConfigError, MissingError
 from studio.types import Prompts
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class ClipReward:
     Source: CLIPScore as in flow_grpo, without its cut at zero.  The model is loaded at the first call.
     """
 
-    model: str = BUNDLED  # Hub id or folder of a CLIPModel or SiglipModel; "bundled" is the small scorer we ship
+    model: str = BUNDLED  # Hub id[@revision] or folder of a CLIPModel or SiglipModel; "bundled" is the small scorer we ship
     processor: str | None = None  # where tokenizer and image settings are, when not with the model
     scale: Literal["cosine", "logit"] = "cosine"
     device: str = "auto"  # "auto" is cuda when there is one
@@ -38,6 +41,7 @@ class ClipReward:
     name: ClassVar[str] = "clip"
     reads: ClassVar[str] = "image"
     differentiable: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts("CLIPScore (arXiv:2104.08718)", "the model's own: resize, cut the center, normalize")
 
     @property
     def range(self) -> tuple[float, float]:
@@ -119,8 +123,7 @@ def preprocess(images: Tensor, settings: ImageSettings) -> Tensor:
     """
     import torch.nn.functional as F
 
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ShapeError(f"reward 'clip': samples have shape {list(images.shape)}, expected [B, 3, H, W]. Pass RGB images.")
+    check_pictures("clip", images)
     high, wide = settings.height, settings.width
     if images.shape[-2:] != (high, wide):
         size = (high, wide) if settings.edge is None else _fit_shortest(*images.shape[-2:], settings.edge)
@@ -143,12 +146,14 @@ def load_encoder(model: str, processor: str, device: str) -> ClipEncoder:
     from safetensors import SafetensorError
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    place, words = model_folder(model), model_folder(processor)
+    (place, revision), (words, at) = split_revision(model_folder(model)), split_revision(model_folder(processor))
     try:
-        _check_family(place)
-        network, report = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(words)
-        settings = image_settings(AutoImageProcessor.from_pretrained(words))
+        _check_family(place, revision)
+        network, report = AutoModel.from_pretrained(
+            place, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(words, revision=at)
+        settings = image_settings(AutoImageProcessor.from_pretrained(words, revision=at))
     except SafetensorError as problem:
         raise MissingError(_broken(place, problem)) from problem
     except OSError as problem:  # not found, not cached, offline, gated: transformers and the Hub raise kinds of OSError
@@ -163,16 +168,14 @@ def load_encoder(model: str, processor: str, device: str) -> ClipEncoder:
             f"reward model {place!r}: expected a tokenizer of {network.config.text_config.vocab_size} tokens, "
             f"got {len(tokenizer)} from {words!r}. {_fetch(words)}"
         )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ClipEncoder(network.to(device).eval().requires_grad_(False), tokenizer, settings)
+    return ClipEncoder(network.to(device_of(device)).eval().requires_grad_(False), tokenizer, settings)
 
 
-def _check_family(place: str) -> None:
+def _check_family(place: str, revision: str | None) -> None:
     from transformers import AutoConfig
 
     try:
-        family = AutoConfig.from_pretrained(place).model_type
+        family = AutoConfig.from_pretrained(place, revision=revision).model_type
     except ValueError as problem:  # a folder without config.json, or one that names no model type
         raise MissingError(_absent(place, place, problem)) from problem
     if family not in FAMILIES:
@@ -234,6 +237,4 @@ def _broken_file(place: str) -> str:
 def _fetch(place: str) -> str:
     if place == model_folder(BUNDLED):
         return "It ships with the package: reinstall alignment-studio, or make it with `studio pretrain shapes`."
-    if Path(place).is_absolute() or place.startswith(".") or place.count("/") != 1:
-        return f"Check the path {place}, or fetch a model into it: `hf download <repo id> --local-dir {place}`."
-    return f"Fetch it while online: `hf download {place}`; gated models first need `hf auth login`."
+    return fetch(place)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from flows.shapes import world
+from rewards.facts import Facts
 from studio.errors import ConfigError, ShapeError
 from studio.types import Prompts, Scores
 
@@ -61,6 +62,7 @@ class SceneReward:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     license: ClassVar[str] = "Apache-2.0"
     model_id: ClassVar[str | None] = None
+    facts: ClassVar[Facts] = Facts("GenEval (arXiv:2310.11513), graded", "area to 32x32", "1 for what the world itself draws")
 
     def check(self, prompts: Prompts) -> None:
         """ConfigError for the first prompt that describes no scene."""

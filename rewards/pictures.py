@@ -1,0 +1,53 @@
+"""Pictures as tensors, as 8-bit arrays, as PIL images and as lossless PNG files."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from studio.errors import ShapeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+    from torch import Tensor
+
+
+def check_pictures(name: str, samples: Tensor) -> None:
+    """ShapeError unless samples are [B, 3, H, W]."""
+    if samples.ndim != 4 or samples.shape[1] != 3:
+        raise ShapeError(f"reward {name!r}: samples have shape {list(samples.shape)}, expected [B, 3, H, W]. Pass RGB images.")
+
+
+def as_uint8(images: Tensor) -> np.ndarray:
+    """round(255·x), clamped: [B, 3, H, W] in [0, 1] -> [B, H, W, 3] uint8."""
+    import torch
+
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def as_pil(images: Tensor) -> list[Image.Image]:
+    """PIL images of pictures [B, 3, H, W] in [0, 1]."""
+    from PIL import Image
+
+    return [Image.fromarray(picture) for picture in as_uint8(images)]
+
+
+def as_png(image: Image.Image) -> bytes:
+    """A lossless file: JPEG would change what a reward sees."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+def from_file(file: bytes) -> Tensor:
+    """A PNG or WebP file as a picture [3, H, W] in [0, 1]; ValueError for anything else."""
+    import numpy as np
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture = Image.open(io.BytesIO(file), formats=("PNG", "WEBP")).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise ValueError(f"expected a PNG or WebP picture, got {problem}") from problem
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255

@@ -1,0 +1,103 @@
+"""Weight files from a folder or the Hub's cache: tensors only, complete, of the revision that was named."""
+
+from __future__ import annotations
+
+import pickle
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from studio.errors import MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """("owner/name", revision) of "owner/name@revision"; a folder, or a name without "@", has no revision."""
+    name, at, revision = model.rpartition("@")
+    return (name, revision) if at and not Path(model).exists() else (model, None)
+
+
+def weight_file(model: str, name: str) -> Path:
+    """The file `name` of a folder, or of a Hub repository "owner/name[@revision]"; MissingError when it is not there."""
+    from huggingface_hub import hf_hub_download
+
+    place, revision = split_revision(model)
+    try:
+        if is_folder(place):
+            if not (Path(place) / name).is_file():
+                raise FileNotFoundError(f"no file named {name} there.")
+            return Path(place) / name
+        return Path(hf_hub_download(place, name, revision=revision))
+    except OSError as problem:  # not found, not cached, offline, gated: the Hub raises kinds of OSError
+        first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        raise MissingError(f"reward model {model!r}: expected a file {name}, got {first} {fetch(place)}") from problem
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a torch file that holds nothing but tensors and plain values."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        stored = torch.load(file, weights_only=True, map_location="cpu")
+    except SafetensorError as problem:
+        raise MissingError(
+            f"reward model {file}: expected a safetensors file, got a damaged one ({problem}). Fetch it again."
+        ) from problem
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as problem:
+        raise MissingError(
+            f"reward model {file}: expected a file of tensors only, got one that is damaged or would run code when opened. "
+            "Fetch the original again, or convert it to .safetensors where you trust it."
+        ) from problem
+    return stored.get("state_dict", stored) if isinstance(stored, dict) else stored
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """Load all weights; MissingError when one is absent, is left over or has another shape."""
+    try:
+        network.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as problem:
+        lines = [line.strip() for line in str(problem).splitlines()[1:4]]
+        raise MissingError(
+            f"reward model {where}: expected exactly the weights of {type(network).__name__}, got another set: "
+            f"{' '.join(lines)[:400]} Name the published file, or the architecture that belongs to this one."
+        ) from problem
+
+
+def fetch(place: str) -> str:
+    """What to do about a model that is not here."""
+    place = split_revision(place)[0]
+    if is_folder(place):
+        return f"Check the path {place}, or fetch a model into it: `hf download <repo id> --local-dir {place}`."
+    return f"Fetch it while online: `hf download {place}`; gated models first need `hf auth login`."
+
+
+def is_folder(place: str) -> bool:
+    """Whether a name means a folder rather than a repository of the Hub ("owner/name")."""
+    return Path(place).is_dir() or Path(place).is_absolute() or place.startswith(".") or place.count("/") != 1
+
+
+def device_of(name: str) -> str:
+    """ "auto" is cuda when there is one."""
+    import torch
+
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require(module: str, reward: str, extra: str) -> ModuleType:
+    """An optional package; MissingError with the extra to install when it is absent or does not load."""
+    try:
+        return import_module(module)
+    except ImportError as problem:
+        raise MissingError(
+            f"reward {reward!r}: expected the package {module.partition('.')[0]}, got: {problem}. "
+            f"Install it: pip install 'alignment-studio[{extra}]'."
+        ) from problem
