@@ -19,6 +19,7 @@ from studio.run import RunView
 
 IMAGES = "images"  # folder of the sample pairs, beside the card
 PAIRS = 4
+BUNDLED = {"shapes": "flows/shapes/pipeline"}  # bases that are on no Hub
 RELATION = {"lora": "adapter", "pipeline": "finetune"}
 FAMILY = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux", "StableDiffusionXLPipeline": "sdxl"}
 SECRET = re.compile(r"(?i)(^|[._-])(token|secret|password|api[_-]?key)$")
@@ -94,14 +95,15 @@ def body(view: RunView, recipe: Recipe, facts: Mapping[str, Any], license: Licen
     averaged = "averaged weights" if facts["weights"] == "ema" and recipe.train.ema else "weights as the optimizer left them"
     sections = [
         f"# {view.name}",
-        f"{kind} ({RELATION[facts['format']]}) for `{base}`, aligned with {', '.join(recipe.rewards)} by {recipe.algorithm.name}.",
+        f"{kind} for `{base}` (relation: {RELATION[facts['format']]}), aligned with "
+        f"{', '.join(recipe.rewards)} by {recipe.algorithm.name}.",
         "<Gallery />" if pairs else "",
-        _pictures(pairs),
+        _pictures(pairs, _drawn_at(view, facts)),
         "## Use with diffusers\n\n" + _usage(recipe, facts, base),
         _comfy(facts),
         f"## Training\n\n{_method(recipe)}\n\nStep {facts['step']}, {averaged}. Every reward:\n\n{_rewards(recipe)}\n\n"
         f"Settings, without machine paths and secrets:\n\n```yaml\n{_settings(view)}\n```\n\n{_versions(view)}",
-        "## Results\n\n" + _table(rows),
+        "## Results\n\n" + _table(rows, _drawn_at(view, facts)),
         "## Limitations\n\n" + _limitations(view, facts),
         "## License and attribution\n\n" + f"Weights: {license.text} Each reward model has the license in the table above.",
     ]
@@ -121,11 +123,20 @@ def public(value: Any) -> Any:
     return value
 
 
-def _pictures(pairs: list[Pair]) -> str:
+def _drawn_at(view: RunView, facts: Mapping[str, Any]) -> str:
+    """Which weights pictures and figures are of: an evaluation comes every few steps, and uses the averaged weights."""
+    last = max((at for at in view.sample_steps() if at <= facts["step"]), default=0)
+    words = [f"at step {last}"] if last != facts["step"] else []
+    words += ["of the averaged weights, not of these"] if facts["weights"] == "live" else []
+    return " " + " ".join(words) if words else ""
+
+
+def _pictures(pairs: list[Pair], drawn_at: str) -> str:
     if not pairs:
         return ""
     rows = "\n".join(f"| {_cell(p.prompt)} | ![before]({p.before}) | ![after]({p.after}) |" for p in pairs)
-    return f"Same prompts, same seeds:\n\n| prompt | before | after |\n|---|---|---|\n{rows}"
+    when = f"; after is{drawn_at}" if drawn_at else ""
+    return f"Same prompts, same seeds{when}:\n\n| prompt | before | after |\n|---|---|---|\n{rows}"
 
 
 def _usage(recipe: Recipe, facts: Mapping[str, Any], base: str) -> str:
@@ -139,13 +150,13 @@ def _usage(recipe: Recipe, facts: Mapping[str, Any], base: str) -> str:
     lines = [
         f"from diffusers import {facts['pipeline']}",
         "",
-        f'pipe = {facts["pipeline"]}.from_pretrained("{base if lora else "THIS-REPOSITORY"}")',
+        f'pipe = {facts["pipeline"]}.from_pretrained("{BUNDLED.get(base, base) if lora else "THIS-REPOSITORY"}")',
         'pipe.load_lora_weights("THIS-REPOSITORY", weight_name="pytorch_lora_weights.safetensors")' if lora else "",
         f'image = pipe("a prompt", {", ".join(call)}).images[0]',
     ]
     notes = []
-    if facts["base"] == "shapes":
-        notes.append("`shapes` is the pipeline bundled with Alignment Studio, in its folder `flows/shapes/pipeline`.")
+    if facts["base"] in BUNDLED:
+        notes.append(f"`{BUNDLED[facts['base']]}` is the folder of the base in the package of Alignment Studio.")
     if lora:
         notes.append("The trained strength is folded into the file: scale 1 is what was trained.")
     if sampler.grid == "even":
@@ -184,10 +195,10 @@ def _versions(view: RunView) -> str:
     return "Made with " + ", ".join(f"{name} {version}" for name, version in sorted(view.env.get("versions", {}).items())) + "."
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[Row], drawn_at: str) -> str:
     if not rows:
         return "The run holds no evaluation of these weights."
-    lines = ["| measured on held-out prompts | role | base | this model |", "|---|---|---|---|"]
+    lines = [f"| measured on held-out prompts{drawn_at} | role | base | trained |", "|---|---|---|---|"]
     for row in rows:
         lines.append(f"| {row.name} | {row.kind} | {_number(row.before)} | {_number(row.after)} |")
     return "\n".join(lines)
