@@ -36,14 +36,13 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
     """Write the folder -> the facts in its export.json, and `folder`."""
     from flows.export import write_lora, write_pipeline
     from flows.load import locate
-    from flows.recipe import Denoise
     from studio.card import copy_pairs, write_card
     from studio.license import base_license
 
     recipe = build(Recipe, view.recipe)
     block = recipe.policy.options
-    if not isinstance(block, Denoise):
-        raise ConfigError(f"export: expected a run of policy 'denoise', got {recipe.policy.name!r}. It has no diffusers form.")
+    if block.reads != "image":
+        raise ConfigError(f"export: expected a run of an image policy, got {recipe.policy.name!r}. It has no diffusers form.")
     if options.format == "lora" and block.model.train != "lora":
         raise ConfigError(
             f"export: expected a run that trains LoRA adapters, got {view.name!r}, which trains all weights. Use --format pipeline."
