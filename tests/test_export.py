@@ -173,3 +173,50 @@ def test_live_weights_are_those_of_the_optimizer(run, tmp_path):
     strength = 2.0  # alpha/rank = 64/32
     for up in ups:
         assert any(torch.equal(up, strength * p) for p in state if p.shape == up.shape)
+
+
+def studio(*arguments):
+    command = [sys.executable, "-m", "studio.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_prints_the_folder_and_the_error_after_reloading(run, tmp_path):
+    if kind(run) != "lora":
+        return
+    root = ("--runs", str(run.folder.parent))
+    done = studio("export", "run", *root, "--out", str(tmp_path / "out"), "--keys", "kohya", "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == 0 and said["error"] <= 1e-6 < 1e-3 < said["effect"], done.stderr
+    assert {LORA_FILE, "comfyui.safetensors", "README.md", MARK} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert "reloaded, the error is" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--format", "onnx"), 2, "export.format"),
+        (("--weights", "best"), 2, "export.weights"),
+        (("--step", "7"), 2, "Complete ones: 1, 2"),
+        (("--out", "."), 2, "expected an empty or new folder"),
+    ],
+    ids=["format", "weights", "step", "folder"],
+)
+def test_export_mistakes_are_one_message(run, tmp_path, options, code, says):
+    format = () if "--format" in options else ("--format", kind(run).replace("full", "pipeline"))
+    out = () if "--out" in options else ("--out", str(tmp_path / "out"))
+    done = studio("export", "run", "--runs", str(run.folder.parent), *format, *options, *out)
+    assert done.returncode == code and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_peft_folder_is_imported_by_the_command(tmp_path):
+    from test_export_formats import peft_folder
+
+    peft_folder(tmp_path / "peft")
+    done = studio("import-lora", str(tmp_path / "peft"), "--base", "shapes")
+    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "peft" / "diffusers" / LORA_FILE), done.stderr
+    assert "12 modules of a transformer, rank 4, error against PEFT" in done.stderr
+    (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / "peft" / "adapter_model.bin")
+    done = studio("import-lora", str(tmp_path / "peft"), "--out", str(tmp_path / "x"))
+    assert done.returncode == 2 and "a pickle that may run code" in done.stderr and not (tmp_path / "x").exists()
+    assert studio("import-lora", str(tmp_path / "nowhere")).returncode == 3

@@ -64,7 +64,7 @@ def read_tables(path: str) -> dict[str, Any]:
             "dataset of the Hub first: load_dataset(NAME).save_to_disk(FOLDER)."
         )
     try:
-        import datasets
+        import datasets  # type: ignore[import-not-found]  # an extra
     except ImportError as error:
         raise MissingError(
             "recipe.prompts: expected the package 'datasets' for this source, got none. Install it with "
