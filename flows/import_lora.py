@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.adapter import LORA_FILE
-from flows.export import FLOAT32_ERROR, HALF_ERROR, difference, is_float32, load_lora, save_lora, save_underscored
+from flows.export import COMFY_FILE, FLOAT32_ERROR, HALF_ERROR, difference, is_float32, load_lora, save_lora, save_underscored
 from studio.errors import ExportError, MissingError
 
 if TYPE_CHECKING:
@@ -41,7 +41,12 @@ def import_lora(folder: Path, out: Path, *, underscored: bool = False, base: Any
     save_lora(StableDiffusionXLPipeline if component == "unet" else FluxPipeline, component, state, out)
     if underscored or component == "unet":
         save_underscored(component, state, out)
-    error = None if base is None else compare(folder, out / LORA_FILE, base)
+    try:
+        error = None if base is None else compare(folder, out / LORA_FILE, base)
+    except ExportError:
+        for name in (LORA_FILE, COMFY_FILE):  # nobody should load what was refused
+            (out / name).unlink(missing_ok=True)
+        raise
     rank = next(len(value) for key, value in state.items() if "lora_A" in key)
     return Imported(out / LORA_FILE, component, len(state) // 2, rank, error)
 

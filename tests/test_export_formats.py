@@ -305,3 +305,4 @@ def test_an_import_that_would_not_answer_as_its_folder_is_refused(tmp_path, monk
     monkeypatch.setattr("flows.import_lora.strength", lambda *given: 1.0)  # what a loader that forgets alpha does
     with pytest.raises(ExportError, match="expected the answers of the PEFT folder"):
         import_lora(folder, tmp_path / "out", base=load_backbone(MODEL))
+    assert not list((tmp_path / "out").iterdir())

@@ -104,6 +104,18 @@ def test_weights_are_met_without_bias():
         assert first[name] / passes == pytest.approx(share, abs=4 * (share * (1 - share) / passes) ** 0.5)
 
 
+def test_weights_that_do_not_divide_a_pass_are_met_too():
+    """Shares 2/5 and 8/5 of a pass of two: a grid of points that always starts at 0 would take the first in half the passes."""
+    drawn = Shuffled(some("rare", "often"), 0, [1.0, 4.0]).next(8000).text
+    assert drawn.count("rare") / 4000 == pytest.approx(0.4, abs=4 * (0.4 * 0.6 / 4000) ** 0.5)
+
+
+def test_rare_prompts_do_not_exclude_each_other():
+    """Two neighbors of half a place each share one point of the line; in a fixed order they would never meet in a pass."""
+    source = Shuffled(some("a", "b", "c", "d"), 0, [1.0, 1.0, 3.0, 3.0])
+    assert {frozenset(source.next(4).text) & {"a", "b"} for _ in range(200)} >= {frozenset("ab"), frozenset("a"), frozenset("b")}
+
+
 def test_equal_weights_are_a_permutation_and_large_weights_no_surprise():
     texts = [f"t{i}" for i in range(7)]
     equal = Shuffled(some(*texts), 3, [0.1] * 7)
