@@ -17,7 +17,7 @@ EVALUATION_SEED = 1_000_003  # apart from training, so that no evaluated picture
 
 
 def compare(folder: Path, prompts: int = 256, report: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """`{"prompts", "before", "after", "guard_sigmas"}`; each side holds the mean of every reward and of every guard."""
+    """`{"prompts", "step", "before", "after", "guard_sigmas"}`; each side holds the mean of every reward and of every guard."""
     recipe = build(Recipe, RunView.open(folder).recipe)
     weights = final_weights(folder)
     policy = recipe.policy.options.build(recipe.seed)
@@ -32,7 +32,13 @@ def compare(folder: Path, prompts: int = 256, report: Callable[[str], None] = la
         name: (after.guards[name].mean() - part.mean()).item() / max(part.std().item(), 1e-12)
         for name, part in before.guards.items()
     }
-    return {"prompts": len(test), "before": side(before), "after": side(after), "guard_sigmas": sigmas}
+    return {
+        "prompts": len(test),
+        "step": int(weights.parent.name),
+        "before": side(before),
+        "after": side(after),
+        "guard_sigmas": sigmas,
+    }
 
 
 def side(seen: Evaluated) -> dict[str, Any]:

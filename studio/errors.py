@@ -33,6 +33,12 @@ class MissingError(StudioError, RuntimeError):
     exit_code = 3
 
 
+class ExportError(StudioError, RuntimeError):
+    """A file made for other programs, or by them, does not load as what it should be."""
+
+    exit_code = 2
+
+
 class RewardError(StudioError, RuntimeError):
     """A reward failed, or failed for too many rows."""
 

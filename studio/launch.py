@@ -27,8 +27,10 @@ def open_run(
     if name is None:
         raise ConfigError("studio train: expected a recipe, got none. Name one of `studio list recipes` or a YAML file.")
     recipe, source = load_recipe(name, overrides)
-    recipe.check(processes)
+    warnings = recipe.check(processes)
     run = Run.create(runs, run_name, dump(recipe), source, total_steps=recipe.train.steps, command=sys.argv)
+    for text in warnings:
+        run.event("warning", message=text)
     return run, recipe
 
 

@@ -94,7 +94,7 @@ class Recipe:
 
         check_fit(self.algorithm.name, self.objective(), self.policy.options.provides, self.policy.name)
         self._check_plan(processes)
-        warnings = list(self.policy.options.check())
+        warnings = [*self.policy.options.check(), *self.prompts.options.check()]
         for name, block in {**self.rewards, **self.held_out}.items():
             if block.options.reads != self.policy.options.reads:
                 raise ConfigError(

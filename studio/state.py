@@ -30,25 +30,36 @@ def save_state(folder: Path, policy: Policy, parts: Mapping[str, Any], *, rank: 
 
 def load_state(folder: Path, policy: Policy, parts: Mapping[str, Any]) -> None:
     """The inverse; refuses a checkpoint of another shape. Loads only tensors and plain values (weights_only)."""
-    file = folder / FILE
+    state = _read(folder / FILE)
+    _set_trainable(folder / FILE, policy, state["trainable"])
+    for name, part in parts.items():
+        if isinstance(part, Stateful):
+            part.load_state_dict(state["parts"][name])
+    _set_random_state(state["random"])
+
+
+def load_trained(folder: Path, policy: Policy) -> None:
+    """The weights as the optimizer left them at this checkpoint; those under `weights/` are their average."""
+    _set_trainable(folder / FILE, policy, _read(folder / FILE)["trainable"])
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
+        return torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
         raise RunError(
             f"{file}: expected a checkpoint of this run, got one that cannot be read ({error}). Remove this checkpoint folder to "
             "resume from the one before."
         ) from error
+
+
+def _set_trainable(file: Path, policy: Policy, stored: list[torch.Tensor]) -> None:
     parameters = list(policy.trainable())
-    stored = state["trainable"]
     if [p.shape for p in parameters] != [s.shape for s in stored]:
         raise RunError(f"{file}: expected weights of this recipe's policy, got other shapes. Resume with the run's own recipe.")
     with torch.no_grad():
         for parameter, value in zip(parameters, stored, strict=True):
             parameter.copy_(value)
-    for name, part in parts.items():
-        if isinstance(part, Stateful):
-            part.load_state_dict(state["parts"][name])
-    _set_random_state(state["random"])
 
 
 def remember(parts: Mapping[str, Any]) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from studio.prompts.select import repetition
 from studio.protocols import Policy
 from studio.recipe import Watch
 from studio.scoring import Scorer, guard_stats, parts_of
@@ -36,8 +37,11 @@ class Evaluated:
 
 
 def evaluate(policy: Policy, prompts: Prompts, rewards: Scorer, held_out: Scorer, seed: int) -> Evaluated:
-    """Draw each prompt once with its own seed and measure; the same seed gives the same pictures at every step."""
-    seeds = [row_seed(seed, key, 0) for key in prompts.key]
+    """Draw each prompt once with its own seed and measure; the same seed gives the same pictures at every step.
+
+    A prompt that the list repeats gets another seed each time: the same picture twice would count twice in every mean.
+    """
+    seeds = [row_seed(seed, key, again) for key, again in zip(prompts.key, repetition(prompts.key), strict=True)]
     images = policy.images(prompts.text, seeds)  # type: ignore[attr-defined]
     return Evaluated(
         prompts,

@@ -40,7 +40,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.samples": BASE,
     "studio.run_view": (*BASE, "studio.config", "studio.files", "studio.process", "studio.layout"),
     "studio.run": (*BASE, *(f"studio.{name}" for name in ("config", "files", "process", "layout", "samples", "run_view"))),
-    **{f"studio.{name}": (*OURS,) for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw")},
+    **{f"studio.{name}": (*OURS,) for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw", "export", "push")},
+    "studio.card": (*BASE, *(f"studio.{name}" for name in ("recipe", "run", "layout", "license", "results"))),
+    "studio.license": BASE,
+    "studio.results": (*BASE, "studio.run"),
     "flows": COMPONENT,
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges

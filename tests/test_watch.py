@@ -5,7 +5,7 @@ import torch
 
 from studio.recipe import Watch
 from studio.types import Prompts
-from studio.watch import Alarm, Evaluated, records
+from studio.watch import Alarm, Evaluated, evaluate, records
 
 ROWS = 4
 SPREAD = torch.tensor([-1.0, -1.0, 1.0, 1.0])  # mean 0, population std 1
@@ -83,3 +83,50 @@ def test_records_name_prompt_seed_and_scores():
     assert [r["prompt"] for r in first] == ["a", "b"] and [r["seed"] for r in first] == [0, 1]
     assert first[0]["rewards"] == {"scene": -1.0, "held_out.clip": 1.0} and first[0]["base"] is True
     assert len(records(5, seen(), 99)) == ROWS and records(5, seen(), 1)[0]["base"] is False
+
+
+class Painted:
+    """A policy whose picture is its seed: what evaluation draws can be read off the pixels."""
+
+    def __init__(self, micro):
+        self.micro, self.batches = micro, []
+
+    def images(self, texts, seeds):
+        parts = [seeds[i : i + self.micro] for i in range(0, len(seeds), self.micro)]
+        self.batches = [len(part) for part in parts]
+        values = torch.cat([torch.tensor([seed % 1000 / 1000 for seed in part]) for part in parts])
+        return values[:, None, None, None].expand(-1, 3, 4, 4)
+
+
+class Brightness:
+    """Scores a picture by its brightness."""
+
+    reads, differentiable, range, license, model_id = "image", False, (0.0, 1.0), "Apache-2.0", None
+
+    def __call__(self, samples, prompts):
+        return samples.flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 5, 7, 100])
+def test_a_test_set_that_does_not_divide_the_batch_is_weighted_by_its_rows(micro):
+    """Seven prompts in batches of three are 3 + 3 + 1; the mean of three batch means would count the last one thrice."""
+    from studio.scoring import Scorer
+    from studio.seeds import row_seed
+
+    scorer = Scorer({})
+    scorer.rewards, scorer.weights = {"bright": Brightness()}, {"bright": 1.0}
+    policy, texts = Painted(micro), list("abcdefg")
+    seen = evaluate(policy, Prompts(texts, texts, [{}] * 7), scorer, Scorer({}), seed=3)
+    by_hand = sum(row_seed(3, text, 0) % 1000 / 1000 for text in texts) / 7
+    assert seen.means()["bright"] == pytest.approx(by_hand, abs=1e-6)
+    assert sum(policy.batches) == 7 and (micro != 3 or policy.batches == [3, 3, 1])
+
+
+def test_a_prompt_that_a_test_set_repeats_is_drawn_from_another_seed():
+    from studio.scoring import Scorer
+
+    texts = ["a", "b", "a"]
+    seen = evaluate(Painted(8), Prompts(texts, texts, [{}] * 3), Scorer({}), Scorer({}), seed=3)
+    assert len(set(seen.seeds)) == 3
+    alone = evaluate(Painted(8), Prompts(["a"], ["a"], [{}]), Scorer({}), Scorer({}), seed=3)
+    assert alone.seeds == seen.seeds[:1]  # and the first keeps the one it always had

@@ -17,6 +17,9 @@ TEST_SEED = 7
 class ShapesPrompts:
     """Random scenes; the held-out eighth of all captions is never trained on."""
 
+    def check(self) -> list[str]:
+        return []
+
     def build(self, seed: int) -> SceneStream:
         return SceneStream(seed)
 

@@ -2,5 +2,8 @@
 
 PROMPTS = {
     "file": "studio.prompts.source:FilePrompts",
+    "geneval": "studio.prompts.geneval:GenEvalPrompts",
+    "edit": "studio.prompts.edit:EditPrompts",
+    "dataset": "studio.prompts.dataset:DatasetPrompts",
     "shapes": "flows.shapes.prompts:ShapesPrompts",
 }

@@ -1,0 +1,127 @@
+"""`studio export`: a run's weights in a folder that other programs load, with its card. Writes nowhere else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from studio.config import build
+from studio.errors import ConfigError, ExportError, RunError
+from studio.files import as_json, disk, read_json, replace
+from studio.recipe import Recipe
+from studio.run import RunView
+
+MARK = "export.json"  # what lies in an export folder and where it comes from
+PARTIAL = ".partial"  # an export in the making, inside its folder
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to take out of a run, and in which form."""
+
+    format: Literal["lora", "pipeline"] = "lora"
+    weights: Literal["ema", "live"] = "ema"  # the averaged weights that were evaluated, or those the optimizer left
+    step: int | None = None  # of a complete checkpoint; None = the newest
+    out: Path | None = None  # None = RUN/export/<format>
+    keys: Literal["diffusers", "kohya"] = "diffusers"  # kohya adds a file with underscored keys
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained part of a whole pipeline
+
+
+def export_run(view: RunView, options: Export) -> dict[str, Any]:
+    """Write the folder -> the facts in its export.json, and `folder`."""
+    from flows.export import write_lora, write_pipeline
+    from flows.load import locate
+    from studio.card import copy_pairs, write_card
+    from studio.license import base_license
+
+    recipe = build(Recipe, view.recipe)
+    block = recipe.policy.options
+    if block.reads != "image":
+        raise ConfigError(f"export: expected a run of an image policy, got {recipe.policy.name!r}. It has no diffusers form.")
+    if options.format == "lora" and block.model.train != "lora":
+        raise ConfigError(
+            f"export: expected a run that trains LoRA adapters, got {view.name!r}, which trains all weights. Use --format pipeline."
+        )
+    checkpoint = view.checkpoint(options.step)
+    folder = options.out if options.out is not None else view.file(f"export/{options.format}")
+    with staged(folder) as partial:
+        policy = block.build(recipe.seed)
+        load_weights(policy, checkpoint, options.weights)
+        if options.format == "lora":
+            written = write_lora(policy, partial, underscored=options.keys == "kohya")
+        else:
+            written = write_pipeline(policy, partial, options.dtype)
+        facts = {
+            "run": view.name,
+            "step": int(checkpoint.name),
+            "format": options.format,
+            "weights": options.weights,
+            "base": block.model.id,
+            "pipeline": written.pipeline,
+            "component": written.component,
+            "error": written.error,
+            "effect": written.effect,
+        }
+        pairs = copy_pairs(view, facts["step"], partial)
+        place = locate(block.model.id)
+        write_card(view, recipe, facts, base_license(block.model.id, place if Path(place).is_dir() else None), pairs, partial)
+        contents = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+        replace(partial / MARK, as_json({**facts, "files": contents}, indent=1) + "\n")
+    return {**facts, "folder": str(folder)}
+
+
+def load_weights(policy: Any, checkpoint: Path, which: str) -> None:
+    """The averaged weights of a checkpoint, or the trained ones of its state."""
+    from studio.state import WEIGHTS, load_trained
+
+    if which == "live":
+        load_trained(checkpoint, policy)
+    else:
+        policy.load(checkpoint / WEIGHTS)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder inside `folder`; on leaving, its files replace those of an earlier export.
+
+    An error inside leaves what was there. A folder with anything else in it is refused.
+    """
+    earlier = _earlier(folder)
+    partial = folder / PARTIAL
+    was_there = folder.is_dir()
+    try:
+        with disk(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            for name in earlier:
+                (folder / name).unlink(missing_ok=True)
+            for path in sorted(partial.rglob("*")):
+                if path.is_file():
+                    target = folder / path.relative_to(partial)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not was_there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _earlier(folder: Path) -> list[str]:
+    """Files of an earlier export in this folder, as its mark lists them."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: expected a folder for the export, got a file. Give another --out.")
+    mark = folder / MARK
+    if not mark.is_file():
+        if folder.is_dir() and any(path.name != PARTIAL for path in folder.iterdir()):
+            raise RunError(f"{folder}: expected an empty or new folder, got one with other files. Give another --out.")
+        return []
+    names = [MARK, *read_json(mark).get("files", [])]
+    if not all((folder / name).resolve().is_relative_to(folder.resolve()) for name in names):
+        raise ExportError(f"{mark}: expected files of this folder, got one that lies outside. Remove the folder and export again.")
+    return names
