@@ -10,7 +10,6 @@ from torch import nn
 from studio.errors import MissingError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-FULL_FOLDER = "transformer"
 
 
 def attach_lora(model: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: float) -> None:
@@ -26,18 +25,24 @@ def attach_lora(model: nn.Module, targets: tuple[str, ...], *, rank: int, alpha:
 
 
 def save_weights(pipeline, model: nn.Module, folder: Path, *, lora: bool) -> None:
-    """LoRA with the factor alpha/r folded into B (stock loaders then need no metadata), or the whole transformer."""
+    """LoRA with the factor alpha/r folded into B (stock loaders then need no metadata), or the whole network."""
     if not lora:
-        model.save_pretrained(folder / FULL_FOLDER)  # type: ignore[operator]
+        model.save_pretrained(folder / component(model))  # type: ignore[operator]
         return
-    type(pipeline).save_lora_weights(folder, transformer_lora_layers=folded(model))
+    layers: Any = {f"{component(model)}_lora_layers": folded(model)}
+    type(pipeline).save_lora_weights(folder, **layers)
+
+
+def component(model: nn.Module) -> str:
+    """The network's name within its pipeline: the folder of whole weights and the first part of every LoRA key."""
+    return "unet" if "UNet" in type(model).__name__ else "transformer"  # a sharded model has a longer class name
 
 
 def load_weights(model: nn.Module, folder: Path, *, lora: bool) -> None:
     """Weights that `save_weights` wrote, into the present network."""
     from safetensors.torch import load_file
 
-    file = folder / LORA_FILE if lora else folder / FULL_FOLDER
+    file = folder / LORA_FILE if lora else folder / component(model)
     files = sorted(file.glob("*.safetensors")) if file.is_dir() else [file]  # large networks are saved in shards
     if not file.exists() or not files:
         raise MissingError(f"{file}: expected trained weights, got no such file. Name a checkpoint folder of a run.")
@@ -48,7 +53,7 @@ def load_weights(model: nn.Module, folder: Path, *, lora: bool) -> None:
     from peft.utils import set_peft_model_state_dict
 
     rank, alpha = _scale(model)
-    state = {key.removeprefix("transformer."): value for key, value in stored.items()}
+    state = {key.removeprefix(f"{component(model)}."): value for key, value in stored.items()}
     for key in state:
         if "lora_B" in key:
             state[key] = state[key] * (rank / alpha)
