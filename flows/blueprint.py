@@ -39,11 +39,6 @@ class Blueprint:
         """The network's name within its pipeline."""
         return "unet" if self.network.startswith("UNet") else "transformer"
 
-    @property
-    def pixels_per_latent(self) -> int:
-        """Side of the picture over side of the latent: the autoencoder halves once per block but the last."""
-        return 2 ** (len(self.vae["block_out_channels"]) - 1)
-
     def text_tokens(self, text_length: int) -> int:
         """Length of a prompt embedding: the CLIP part and, but for SDXL, the T5 part."""
         return self.text["clip_tokens"] + (0 if self.part == "unet" else text_length)
@@ -72,18 +67,24 @@ def on_meta(blueprint: Blueprint) -> nn.Module:
 
 
 def random_pipeline(blueprint: Blueprint, *, device: str, dtype: torch.dtype, seed: int) -> Any:
-    """The pipeline with random weights and without text encoders; network in `dtype`, autoencoder in float32."""
+    """The pipeline with random weights and without text encoders; network in `dtype`, autoencoder in float32.
+
+    On the device "meta" it has shapes only.
+    """
     import diffusers
     import torch
 
     with torch.device("meta"):
-        vae = diffusers.AutoencoderKL(**blueprint.vae)
-    network = materialize(on_meta(blueprint), device=device, dtype=dtype, seed=seed)
+        vae: Any = diffusers.AutoencoderKL(**blueprint.vae)
+    network: Any = on_meta(blueprint).to(dtype)
+    if device != "meta":
+        network = materialize(network, device=device, dtype=dtype, seed=seed)
+        vae = materialize(vae, device=device, dtype=torch.float32, seed=seed + 1)
     scheduler = getattr(diffusers, blueprint.scheduler)(**blueprint.schedule)
     pipeline = getattr(diffusers, blueprint.pipeline)
     absent = {f"{kind}{i}": None for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")}
     accepted = pipeline._get_signature_keys(pipeline)[0]
-    parts = {blueprint.part: network, "vae": materialize(vae, device=device, dtype=torch.float32, seed=seed + 1)}
+    parts = {blueprint.part: network, "vae": vae}
     return pipeline(scheduler=scheduler, **parts, **{name: None for name in absent if name in accepted})
 
 

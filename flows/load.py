@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -102,7 +101,7 @@ def load_backbone(model: Model) -> Any:
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False).to("cpu" if name in waiting else device)
     pipeline.vae.to(torch.float32, memory_format=torch.channels_last)  # convolutions are a quarter faster, on a CPU too
-    backbone = _backbone(type(pipeline).__name__)(pipeline, model)
+    backbone = wrap(pipeline, model)
     if model.random:
         backbone.encode = RandomText(blueprints()[model.random], model.text_length, getattr(torch, model.dtype))
     if model.gradient_checkpointing:
@@ -198,7 +197,9 @@ def _offloads(model: Model, device: str) -> bool:
     return wanted and device != "cpu"
 
 
-def _backbone(pipeline: str) -> Callable[[Any, Model], Any]:
+def wrap(pipeline: Any, model: Model) -> Any:
+    """The backbone of a pipeline, by the pipeline's class."""
+
     def sd3(pipe, model: Model):
         from flows.backbones.sd3 import SD3
 
@@ -220,9 +221,10 @@ def _backbone(pipeline: str) -> Callable[[Any, Model], Any]:
         return SDXL(pipe, resolution=model.resolution)
 
     known = {"StableDiffusion3Pipeline": sd3, "FluxPipeline": flux, "StableDiffusionXLPipeline": sdxl}
-    if pipeline not in known:
-        raise ConfigError(f"recipe.model.id: expected one of {', '.join(known)}, got a {pipeline}. Choose another model.")
-    return known[pipeline]
+    kind = type(pipeline).__name__
+    if kind not in known:
+        raise ConfigError(f"recipe.model.id: expected one of {', '.join(known)}, got a {kind}. Choose another model.")
+    return known[kind](pipeline, model)
 
 
 def _missing(model_id: str, place: str, error: Exception) -> MissingError:

@@ -165,7 +165,8 @@ class DenoisePolicy:
         sigmas, noise = self.grid(self.sampler.steps), RowNoise(seeds, self.backbone.latent_shape)
         velocity = self.velocity(texts)
         with torch.no_grad():
-            x = denoise(velocity, noise().to(self.device), sigmas[: cut.start + 1])
+            begin = self.backbone.start(noise().to(self.device), sigmas[0])
+            x = denoise(velocity, begin, sigmas[: cut.start + 1])
         kept = sigmas[[cut.start, -1]] if cut.predict else sigmas[cut.start :]
         ends = [denoise(velocity, x, kept, remember=False)]
         level = kept[0].item()

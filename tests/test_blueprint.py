@@ -27,7 +27,7 @@ def test_a_blueprint_is_found_by_name_and_by_hub_id():
     assert find("black-forest-labs/FLUX.1-dev") is find("flux-dev") and find("flux-dev").part == "transformer"
     assert find("someone/else") is None and find("sdxl").part == "unet"
     assert find("sd35-medium").text_tokens(128) == 205 and find("flux-dev").text_tokens(512) == 512
-    assert find("sdxl").text_tokens(512) == 77 and find("sdxl").pixels_per_latent == 8
+    assert find("sdxl").text_tokens(512) == 77
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from flows.backbones.protocol import Condition
@@ -10,6 +11,7 @@ from flows.schedule import scheduler_grid
 LORA_TARGETS = tuple(
     f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
+DECODED_PIXELS = 2**20  # at once, 4 pictures of 512 x 512: the autoencoder needs about 5 KB a pixel in float32
 
 
 class SD3:
@@ -22,6 +24,7 @@ class SD3:
     def __init__(self, pipeline, *, resolution: int | None = None, text_length: int = 256) -> None:
         config = pipeline.transformer.config
         side = config.sample_size if resolution is None else resolution // pipeline.vae_scale_factor
+        self.resolution = side * pipeline.vae_scale_factor
         self.pipeline = pipeline
         self.network: nn.Module = pipeline.transformer
         self.latent_shape = (config.in_channels, side, side)
@@ -65,8 +68,10 @@ def decode_latents(vae, latents: Tensor) -> Tensor:
     """Images [N, 3, H, W] float32 in [0, 1]; the autoencoder runs in float32, where half precision bands and overflows."""
     shift = vae.config.shift_factor or 0.0
     z = latents.float() / vae.config.scaling_factor + shift
+    rows = max(1, DECODED_PIXELS // (z.shape[2] * z.shape[3] * 4 ** (len(vae.config.block_out_channels) - 1)))
     with torch.autocast(z.device.type, enabled=False):
-        return (vae.decode(z.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        parts = [vae.decode(part.to(vae.dtype), return_dict=False)[0].float() for part in z.split(rows)]
+    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
 
 def encoder_device(pipeline) -> torch.device:
