@@ -1,9 +1,9 @@
 """Speed and memory of one GRPO-Guard iteration on models of full size with random weights: no download is needed.
 
 Cases: SD3.5-M with LoRA r32 at 512 px (10 steps, groups of 24), the same with all weights, FLUX.1-dev with LoRA at 512 px (6
-steps), SDXL with LoRA at 1024 px. Reported for each: images per second, seconds of an iteration split into sampling, scoring and updating,
-peak memory next to the estimate, model FLOPs utilization, and the ratio of the iteration to the bare network calls it cannot do
-without, timed in turn in the same process.
+steps), SDXL with LoRA at 1024 px. Reported for each: images per second, seconds of an iteration split into sampling, scoring and
+updating, peak memory next to the estimate, model FLOPs utilization, and the ratio of the iteration to the bare network calls it
+cannot do without, timed in turn in the same process.
 
     python -m benchmarks.gpu_image [--case sd35-lora ...] [--rounds 3] [key=value ...]
     python -m benchmarks.gpu_image --tiny        every case at toy size, on a CPU

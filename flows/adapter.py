@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from studio.errors import MissingError
 
@@ -24,13 +26,35 @@ def attach_lora(model: nn.Module, targets: tuple[str, ...], *, rank: int, alpha:
     cast_training_params(model)
 
 
-def save_weights(pipeline, model: nn.Module, folder: Path, *, lora: bool) -> None:
-    """LoRA with the factor alpha/r folded into B (stock loaders then need no metadata), or the whole network."""
+def save_weights(pipeline, model: nn.Module, folder: Path, *, lora: bool, write: bool = True) -> None:
+    """LoRA with the factor alpha/r folded into B (stock loaders then need no metadata), or the whole network.
+
+    Every rank of a sharded run must call this, as whole tensors are gathered; `write` on one of them.
+    """
     if not lora:
-        model.save_pretrained(folder / component(model))  # type: ignore[operator]
+        whole: Any = gathered(model)
+        if write:
+            whole.save_pretrained(folder / component(model))
         return
-    layers: Any = {f"{component(model)}_lora_layers": folded(model)}
-    type(pipeline).save_lora_weights(folder, **layers)
+    layers: Any = {f"{component(model)}_lora_layers": {key: _whole(value) for key, value in folded(model).items()}}
+    if write:
+        type(pipeline).save_lora_weights(folder, **layers)
+
+
+def gathered(model: nn.Module) -> nn.Module:
+    """The network itself, or for a sharded one a whole copy on the CPU, of the class it had before."""
+    state = model.state_dict()
+    if not any(isinstance(value, DTensor) for value in state.values()):
+        return model
+    plain: Any = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
+    with torch.device("meta"):
+        copy = plain.from_config(model.config)
+    copy.load_state_dict({key: _whole(value) for key, value in state.items()}, assign=True)
+    return copy
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def component(model: nn.Module) -> str:

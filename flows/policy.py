@@ -227,9 +227,9 @@ class DenoisePolicy:
     def trainable(self) -> Iterable[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def save(self, folder: Path) -> None:
-        """The trained weights: a LoRA file that diffusers loads, or the transformer; safetensors."""
-        save_weights(self.backbone.pipeline, self.model, folder, lora=self.lora)
+    def save(self, folder: Path, *, write: bool = True) -> None:
+        """The trained weights: a LoRA file that diffusers loads, or the network; safetensors. Sharded ones are gathered, by all."""
+        save_weights(self.backbone.pipeline, self.model, folder, lora=self.lora, write=write)
 
     def load(self, folder: Path) -> None:
         load_weights(self.model, folder, lora=self.lora)

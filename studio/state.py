@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from studio.errors import RunError
 from studio.protocols import Policy, Stateful
+from studio.shards import load_shards, put_back, save_shards, take_out
 
 FILE = "state.pt"
 WEIGHTS = "weights"  # folder: the averaged weights, for sampling and export
@@ -20,11 +22,16 @@ WEIGHTS = "weights"  # folder: the averaged weights, for sampling and export
 def save_state(folder: Path, policy: Policy, parts: Mapping[str, Any], *, rank: int = 0) -> None:
     """Trained weights, every part with a state, and the random states of this process."""
     state = {
-        "trainable": [p.detach().cpu() for p in policy.trainable()],
+        "trainable": [p.detach() if isinstance(p, DTensor) else p.detach().cpu() for p in policy.trainable()],
         "parts": {name: part.state_dict() for name, part in parts.items() if isinstance(part, Stateful)},
         "random": _random_state(),
     }
-    torch.save(state, folder / (FILE if rank == 0 else f"state-{rank}.pt"))
+    shards: dict[str, torch.Tensor] = {}
+    rest = take_out(state, shards)
+    if shards:
+        save_shards(folder, shards)
+    if rank == 0:
+        torch.save(rest, folder / FILE)
 
 
 def load_state(folder: Path, policy: Policy, parts: Mapping[str, Any]) -> None:
@@ -38,6 +45,7 @@ def load_state(folder: Path, policy: Policy, parts: Mapping[str, Any]) -> None:
             "resume from the one before."
         ) from error
     parameters = list(policy.trainable())
+    state = put_back(state, load_shards(folder, state, parameters))
     stored = state["trainable"]
     if [p.shape for p in parameters] != [s.shape for s in stored]:
         raise RunError(f"{file}: expected weights of this recipe's policy, got other shapes. Resume with the run's own recipe.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     """Run the recipe to its end or to a requested stop, from the run's latest checkpoint -> the final state's name."""
     processes = Processes(mixed_precision=recipe.train.mixed_precision, report_to=recipe.report_to, folder=str(run.folder / "logs"))
     _seed_everything(recipe.seed)
-    parts = build_parts(recipe)
+    parts = build_parts(recipe, processes.shard)
     model, parts.optimizer = processes.prepare(parts.policy.model, parts.optimizer)  # type: ignore[attr-defined]
-    if processes.world > 1:
+    if model is not parts.policy.model:  # type: ignore[attr-defined]
         parts.policy.backbone.training_network = model  # type: ignore[attr-defined]
     start = _resume(run, parts, processes)
     stop = StopOnSignal()
@@ -81,11 +82,15 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
 
 
 def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Processes) -> bool:
-    """Evaluate, log, keep pictures, raise alarms -> whether the run should stop. Rank 0 works, the others wait."""
-    stop = False
-    if processes.main and len(parts.test):
+    """Evaluate, log, keep pictures, raise alarms -> whether the run should stop.
+
+    Rank 0 works, the others wait; with shards all take part in every forward.
+    """
+    stop, seen = False, None
+    if len(parts.test) and (processes.main or processes.sharded):
         with parts.average.applied():
             seen = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed)
+    if seen is not None and processes.main:
         run.log(step, watch_metrics(seen))
         run.save_samples(step, seen.images[: recipe.watch.samples].cpu(), records(step, seen, recipe.watch.samples))
         for message in parts.alarm.look(seen, list(recipe.rewards)):
@@ -95,11 +100,16 @@ def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Process
 
 
 def _checkpoint(run: Run, parts: Parts, processes: Processes, step: int, recipe: Recipe) -> None:
-    if processes.main:
-        with run.checkpoint(step, keep=recipe.train.checkpoints_total_limit) as folder:
-            save_state(folder, parts.policy, parts.stateful())
+    """Rank 0 writes; with shards every rank writes its share into rank 0's folder, which all must see."""
+    if processes.main or processes.sharded:
+        whole = run.checkpoint(step, keep=recipe.train.checkpoints_total_limit) if processes.main else nullcontext()
+        with whole as own:
+            folder = Path(processes.gather_objects(str(own))[0]) if processes.sharded else Path(str(own))
+            save_state(folder, parts.policy, parts.stateful(), rank=processes.rank)
             with parts.average.applied():
-                parts.policy.save(folder / WEIGHTS)
+                parts.policy.save(folder / WEIGHTS, **({"write": processes.main} if processes.sharded else {}))
+            if processes.sharded:
+                processes.wait()
     processes.wait()
 
 
