@@ -48,7 +48,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.samples": BASE,
     "studio.run_view": (*BASE, "studio.config", "studio.files", "studio.process", "studio.layout"),
     "studio.run": (*BASE, *(f"studio.{name}" for name in ("config", "files", "process", "layout", "samples", "run_view"))),
-    **{f"studio.{name}": (*OURS,) for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw")},
+    **{f"studio.{name}": (*OURS,) for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw", "slurm")},
     "flows": COMPONENT,
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
