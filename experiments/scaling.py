@@ -15,8 +15,9 @@ from flows.sampler import Sampler
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 CARDS = (24, 40, 80, 141)  # GB
 PARTS = (1, 2, 4, 8, 16, 32)
+Case = tuple[str, int, int, float]
 # name, pixels, rank, guidance of the published recipes
-CASES = (
+CASES: tuple[Case, ...] = (
     ("sd3-medium", 512, 32, 4.5),
     ("sd35-medium", 512, 32, 4.5),
     ("sd35-medium", 1024, 32, 4.5),
@@ -28,10 +29,9 @@ CASES = (
 )
 
 
-def need(
-    name: str, pixels: int, rank: int, guidance: float, *, train: str, checkpointing: bool, part: int, gpus: int = 1
-) -> Memory:
+def need(case: Case, *, train: str, checkpointing: bool, part: int, gpus: int = 1) -> Memory:
     """One GPU's memory in bf16 with one trained step at a time; sharded when there are several."""
+    name, pixels, rank, guidance = case
     model = Model(
         random=name,
         train=train,  # type: ignore[arg-type]
@@ -48,9 +48,9 @@ def need(
     return found
 
 
-def largest_part(limit: float, *case, **options) -> str:
+def largest_part(limit: float, case: Case, **options) -> str:
     """The most samples at a time that leave a tenth of the card free."""
-    fits = [part for part in PARTS if need(*case, part=part, **options).total <= 0.9 * limit * GB]
+    fits = [part for part in PARTS if need(case, part=part, **options).total <= 0.9 * limit * GB]
     return str(max(fits)) if fits else "-"
 
 
@@ -62,10 +62,10 @@ def table(train: str, checkpointing: bool, gpus: int = 1) -> list[str]:
     ]
     for case in CASES:
         options = {"train": train, "checkpointing": checkpointing, "gpus": gpus}
-        one, two = (need(*case, part=part, **options) for part in (1, 2))
+        one, two = (need(case, part=part, **options) for part in (1, 2))
         each = two.activations - one.activations
         fixed = one.total - each
-        parts = " | ".join(largest_part(card, *case, **options) for card in CARDS)
+        parts = " | ".join(largest_part(card, case, **options) for card in CARDS)
         lines.append(f"| {case[0]} | {case[1]} | {fixed / GB:.1f} | {each / GB:.2f} | {parts} |")
     return lines
 
@@ -77,9 +77,10 @@ published configuration without weights, one forward is traced, and the tensors 
 formula stands in `flows/memory.py`; `studio check RECIPE` prints the same sum for a recipe. Measure on your own card with
 `python -m benchmarks.gpu_image`, which prints peak memory next to the estimate and needs no weights either.
 
-Common to all tables: bfloat16 under autocast, what is trained in float32 with AdamW and averaged weights, `train.split_steps: true`,
-text encoders on the CPU, no reference copy. *Fixed* includes decoding one picture; *samples* are those replayed at a time,
-`groups_per_step * group_size / (GPUs * gradient_accumulation_steps)`; a tenth of the card stays free; "-" does not fit.
+Common to all tables: bfloat16 under autocast, what is trained in float32 with AdamW and averaged weights,
+`train.split_steps: true`, text encoders on the CPU, no reference copy. *Fixed* includes decoding one picture; *samples* are those
+replayed at a time, `groups_per_step * group_size / (GPUs * gradient_accumulation_steps)`; a tenth of the card stays free; "-" does
+not fit.
 """
 TAIL = """
 ## More than one GPU
@@ -119,5 +120,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE)

@@ -21,6 +21,8 @@ class Processes:
         # set by a launcher's FSDP profile; accelerate itself shards on accelerators only, torch on CPUs as well: one path for both
         shards = os.environ.pop("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, log_with=report_to or None, project_dir=folder)
+        if mixed_precision == "fp16":  # its scaler expects to own the optimizer step and would leave gradients multiplied
+            self.accelerator.scaler = None
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.tracking = bool(report_to)

@@ -54,7 +54,7 @@ def submit(
         import submitit
     except ModuleNotFoundError as error:
         raise MissingError(
-            "studio train --slurm: expected the package submitit, got none installed. Install it: pip install 'alignment-studio[slurm]'."
+            "studio train --slurm: expected the package submitit, got none. Install it: pip install 'alignment-studio[slurm]'."
         ) from error
     try:
         executor = submitit.AutoExecutor(folder=logs / "%j", cluster=where)
