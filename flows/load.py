@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -10,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from flows.blueprint import RandomText, blueprints, random_pipeline
 from studio.errors import ConfigError, MissingError
+from studio.names import suggestion
 
 if TYPE_CHECKING:
+    from flows.embeddings import PromptEncoder
     from flows.policy import DenoisePolicy
     from flows.sampler import Sampler
 
@@ -33,6 +35,7 @@ class Model:
     """The model to align."""
 
     id: str = "shapes"  # a bundled name, a local folder, or a Hub id
+    random: str | None = None  # instead of id: a blueprint (sd35-medium, flux-dev, sdxl ...) with random weights, to measure
     train: Literal["lora", "full"] = "lora"
     lora: Lora = field(default_factory=Lora)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of frozen weights; what is trained stays float32
@@ -41,6 +44,30 @@ class Model:
     text_length: Annotated[int, Field(ge=1)] = 256  # tokens of the T5 encoder; 1 leaves out the bundled model's silent one
     embedded_guidance: Annotated[float, Field(ge=0)] = 3.5  # FLUX.1-dev's guidance embedding
     revision: str | None = None
+    attention: Literal["auto", "native", "flash", "xformers"] = "auto"  # kernel, tried by one real call
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass: a third more time, a fraction of the memory
+    cache: Literal["auto", "on", "off"] = "auto"  # prompt embeddings on disk; auto = for all but bundled and random models
+    offload_encoders: Literal["auto", "on", "off"] = "auto"  # text encoders off the GPU between prompts; auto = on a GPU
+
+    def __post_init__(self) -> None:
+        if self.random is None:
+            return
+        known = blueprints()
+        if self.random not in known:
+            raise ValueError(
+                f"model.random: expected one of {', '.join(known)}, got {self.random!r}{suggestion(self.random, known)}."
+            )
+        if self.id != "shapes":
+            raise ValueError(f"model: expected id or random, got both {self.id!r} and {self.random!r}. Remove one.")
+
+    @property
+    def name(self) -> str:
+        """What to call this model in messages."""
+        return self.random or self.id
+
+    @property
+    def cached(self) -> bool:
+        return self.cache == "on" or (self.cache == "auto" and self.id not in BUNDLED and self.random is None)
 
 
 def locate(model_id: str) -> str:
@@ -60,23 +87,73 @@ def locate(model_id: str) -> str:
 def load_backbone(model: Model) -> Any:
     """The pipeline on its device as a backbone, everything frozen."""
     import torch
-    from diffusers import DiffusionPipeline
     from diffusers.utils import logging
+
+    from flows.attention import blank_condition, set_attention
+    from flows.embeddings import text_encoders
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    place = locate(model.id)
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, model.dtype), revision=model.revision)
-    except Exception as error:  # whatever a loader raises for a missing, gated or broken model means the same to a user
-        raise _missing(model.id, place, error) from error
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device
-    pipeline.to(device)
-    pipeline.vae.to(torch.float32, memory_format=torch.channels_last)  # convolutions are a quarter faster, on a CPU too
-    for component in pipeline.components.values():
+    device = device_of(model)
+    pipeline = _random(model, device) if model.random else _stored(model)
+    waiting = text_encoders(pipeline) if _offloads(model, device) else {}
+    for name, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
-            component.eval().requires_grad_(False)
-    return _backbone(type(pipeline).__name__)(pipeline, model)
+            component.eval().requires_grad_(False).to("cpu" if name in waiting else device)
+    pipeline.vae.to(torch.float32, memory_format=torch.channels_last)  # convolutions are a quarter faster, on a CPU too
+    backbone = wrap(pipeline, model)
+    if model.random:
+        backbone.encode = RandomText(blueprints()[model.random], model.text_length, getattr(torch, model.dtype))
+    if model.gradient_checkpointing:
+        backbone.network.enable_gradient_checkpointing()
+
+    def call() -> torch.Tensor:
+        draws = torch.Generator().manual_seed(0)
+        x = torch.randn((1, *backbone.latent_shape), generator=draws).to(device)
+        return backbone.velocity(x, x.new_full((1,), 0.5), blank_condition(backbone.network, 1, 8))
+
+    backbone.attention = set_attention(backbone.network, model.attention, call)
+    return backbone
+
+
+def prompt_encoder(backbone: Any, model: Model) -> PromptEncoder:
+    """The backbone's `encode`, with its memory on disk and its encoders off the GPU as the recipe says."""
+    import torch
+
+    from flows.embeddings import EmbeddingStore, PromptEncoder, cache_folder, encoder_fingerprint, text_encoders
+
+    device, store = device_of(model), None
+    if model.cached:
+        mark = encoder_fingerprint(
+            backbone.pipeline, snapshot(model), model_id=model.id, revision=model.revision, text_length=model.text_length
+        )
+        store = EmbeddingStore(cache_folder(), mark)
+    encoders = list(text_encoders(backbone.pipeline).values())
+    return PromptEncoder(
+        backbone.encode, device=torch.device(device), store=store, encoders=encoders, offload=_offloads(model, device)
+    )
+
+
+def snapshot(model: Model) -> Path | None:
+    """The folder whose files were loaded: the one named, or the Hub's snapshot on this disk."""
+    from huggingface_hub import try_to_load_from_cache
+
+    place = Path(locate(model.id))
+    if place.is_dir():
+        return place
+    index = try_to_load_from_cache(model.id, "model_index.json", revision=model.revision)
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def device_of(model: Model) -> str:
+    """The recipe's device; auto is this process's own GPU where there is one."""
+    import os
+
+    import torch
+
+    if model.device != "auto":
+        return model.device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def build_policy(model: Model, sampler: Sampler, seed: int) -> DenoisePolicy:
@@ -93,10 +170,36 @@ def build_policy(model: Model, sampler: Sampler, seed: int) -> DenoisePolicy:
         attach_lora(backbone.network, targets, rank=model.lora.rank, alpha=model.lora.alpha)
     else:
         backbone.network.to(torch.float32).requires_grad_(True)
-    return DenoisePolicy(backbone, sampler, seed=seed, lora=model.train == "lora")
+    encode = prompt_encoder(backbone, model)
+    return DenoisePolicy(backbone, sampler, seed=seed, lora=model.train == "lora", encode=encode)
 
 
-def _backbone(pipeline: str) -> Callable[[Any, Model], Any]:
+def _stored(model: Model) -> Any:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    place = locate(model.id)
+    try:
+        return DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, model.dtype), revision=model.revision)
+    except Exception as error:  # whatever a loader raises for a missing, gated or broken model means the same to a user
+        raise _missing(model.id, place, error) from error
+
+
+def _random(model: Model, device: str) -> Any:
+    import torch
+
+    return random_pipeline(blueprints()[model.random or ""], device=device, dtype=getattr(torch, model.dtype), seed=0)
+
+
+def _offloads(model: Model, device: str) -> bool:
+    """Bundled encoders are small enough to stay."""
+    wanted = model.offload_encoders == "on" or (model.offload_encoders == "auto" and model.id not in BUNDLED)
+    return wanted and device != "cpu"
+
+
+def wrap(pipeline: Any, model: Model) -> Any:
+    """The backbone of a pipeline, by the pipeline's class."""
+
     def sd3(pipe, model: Model):
         from flows.backbones.sd3 import SD3
 
@@ -112,10 +215,16 @@ def _backbone(pipeline: str) -> Callable[[Any, Model], Any]:
             embedded_guidance=model.embedded_guidance,
         )
 
-    known = {"StableDiffusion3Pipeline": sd3, "FluxPipeline": flux}
-    if pipeline not in known:
-        raise ConfigError(f"recipe.model.id: expected one of {', '.join(known)}, got a {pipeline}. Choose another model.")
-    return known[pipeline]
+    def sdxl(pipe, model: Model):
+        from flows.backbones.sdxl import SDXL
+
+        return SDXL(pipe, resolution=model.resolution)
+
+    known = {"StableDiffusion3Pipeline": sd3, "FluxPipeline": flux, "StableDiffusionXLPipeline": sdxl}
+    kind = type(pipeline).__name__
+    if kind not in known:
+        raise ConfigError(f"recipe.model.id: expected one of {', '.join(known)}, got a {kind}. Choose another model.")
+    return known[kind](pipeline, model)
 
 
 def _missing(model_id: str, place: str, error: Exception) -> MissingError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flows.adapter import load_weights, save_weights
 from flows.backbones.protocol import Backbone, Condition
 from flows.denoise import RowNoise, Taken, denoise
+from flows.embeddings import PromptEncoder
 from flows.sampler import Sampler
 from flows.schedule import even_grid
 from flows.sde import KERNELS, over, step_logp
@@ -21,6 +22,8 @@ from studio.errors import ConfigError
 from studio.seeds import row_seed
 from studio.shapes import expect
 from studio.types import EVERY, Evaluation, Prompts, Rollout
+
+KEPT_CONDITIONS = 2**30  # bytes of prompt embeddings that a policy keeps on its device
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,14 @@ class DenoisePolicy:
     provides = frozenset({"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref", "pathwise"})
     reduction = "mean"  # of logp over E; the clip ranges of this field assume it
 
-    def __init__(self, backbone: Backbone, sampler: Sampler, *, seed: int = 0, lora: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, sampler: Sampler, *, seed: int = 0, lora: bool = False, encode: PromptEncoder | None = None
+    ) -> None:
         self.backbone, self.sampler, self.seed, self.lora = backbone, sampler, seed, lora
         self.model: nn.Module = backbone.network  # stays the bare network when backbone.network gets wrapped
         self.device = next(self.model.parameters()).device
-        self._conditions: dict[str, Condition] = {}
+        self._encode = encode or PromptEncoder(backbone.encode, device=self.device)
+        self._conditions: dict[str, Condition] = {}  # by text, the most recently used last
         self._frozen: list[Tensor] | None = None
 
     def sample(
@@ -72,7 +78,7 @@ class DenoisePolicy:
                 steps: list[Taken] = []
                 latents = denoise(
                     self.velocity(rows.take(cut).text),
-                    start.to(self.device),
+                    self.backbone.start(start.to(self.device), sigmas[0]),
                     sigmas,
                     levels=levels,
                     kernel=KERNELS[self.sampler.kernel],
@@ -147,7 +153,8 @@ class DenoisePolicy:
         done = []
         for part in range(0, len(texts), micro):
             start = RowNoise(seeds[part : part + micro], self.backbone.latent_shape)().to(self.device)
-            done.append(self.backbone.decode(denoise(self.velocity(texts[part : part + micro]), start, sigmas)))
+            begin = self.backbone.start(start, sigmas[0])
+            done.append(self.backbone.decode(denoise(self.velocity(texts[part : part + micro]), begin, sigmas)))
         return torch.cat(done)
 
     def render(self, texts: list[str], seeds: Sequence[int], cut: Cut) -> list[Tensor]:
@@ -158,7 +165,8 @@ class DenoisePolicy:
         sigmas, noise = self.grid(self.sampler.steps), RowNoise(seeds, self.backbone.latent_shape)
         velocity = self.velocity(texts)
         with torch.no_grad():
-            x = denoise(velocity, noise().to(self.device), sigmas[: cut.start + 1])
+            begin = self.backbone.start(noise().to(self.device), sigmas[0])
+            x = denoise(velocity, begin, sigmas[: cut.start + 1])
         kept = sigmas[[cut.start, -1]] if cut.predict else sigmas[cut.start :]
         ends = [denoise(velocity, x, kept, remember=False)]
         level = kept[0].item()
@@ -185,6 +193,11 @@ class DenoisePolicy:
     def grid(self, steps: int) -> Tensor:
         """The sigma grid of the recipe, the same in rollout, replay and evaluation."""
         if self.sampler.grid == "even":
+            if self.backbone.top < 1:
+                raise ConfigError(
+                    f"recipe.sampler.grid: expected pipeline for {self.backbone.name}, whose noise ends at sigma "
+                    f"{self.backbone.top:.3f}, got even, which starts at 1. Remove the setting."
+                )
             return even_grid(steps, self.sampler.grid_shift)
         return self.backbone.sigmas(steps)
 
@@ -214,9 +227,9 @@ class DenoisePolicy:
     def trainable(self) -> Iterable[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def save(self, folder: Path) -> None:
-        """The trained weights: a LoRA file that diffusers loads, or the transformer; safetensors."""
-        save_weights(self.backbone.pipeline, self.model, folder, lora=self.lora)
+    def save(self, folder: Path, *, write: bool = True) -> None:
+        """The trained weights: a LoRA file that diffusers loads, or the network; safetensors. Sharded ones are gathered, by all."""
+        save_weights(self.backbone.pipeline, self.model, folder, lora=self.lora, write=write)
 
     def load(self, folder: Path) -> None:
         load_weights(self.model, folder, lora=self.lora)
@@ -238,10 +251,21 @@ class DenoisePolicy:
     def _condition(self, texts: list[str]) -> Condition:
         missing = [text for text in dict.fromkeys(texts) if text not in self._conditions]
         if missing:
-            with torch.no_grad():  # one by one: how a text is rounded must not depend on what else was new to this process
-                self._conditions |= {text: _only(self.backbone.encode([text])) for text in missing}
+            self._conditions |= dict(zip(missing, self._encode(missing), strict=True))
+        for text in dict.fromkeys(texts):
+            self._conditions[text] = self._conditions.pop(text)
         kept = [self._conditions[text] for text in texts]
+        self._forget(set(texts))
         return {name: torch.stack([row[name] for row in kept]) for name in kept[0]}
+
+    def _forget(self, needed: set[str]) -> None:
+        """Drop the least recently used conditions above a budget: ten thousand prompts of a T5 encoder are 27 GB."""
+        size = sum(_bytes(condition) for condition in self._conditions.values())
+        for text in list(self._conditions):
+            if size <= KEPT_CONDITIONS:
+                return
+            if text not in needed:
+                size -= _bytes(self._conditions.pop(text))
 
     def _mask(self, seeds: Sequence[int], steps: int) -> Tensor:
         kept = max(1, round(steps * self.sampler.train_fraction))
@@ -262,9 +286,8 @@ class DenoisePolicy:
             stored.copy_(current)
 
 
-def _only(condition: Condition) -> Condition:
-    """The single row of a condition."""
-    return {name: value[0].clone() for name, value in condition.items()}
+def _bytes(condition: Condition) -> int:
+    return sum(value.nbytes for value in condition.values())
 
 
 def _stack(taken: list[list[Taken]], pick: Callable[[Taken], Tensor]) -> Tensor:

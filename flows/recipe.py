@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from flows.blueprint import find
 from flows.load import Model, build_policy
 from flows.sampler import Sampler
 
@@ -29,9 +30,9 @@ class Denoise:
     reads: ClassVar[str] = "image"
 
     def check(self) -> list[str]:
-        """Warnings; ConfigError when the window does not fit."""
+        """Warnings; ConfigError when the window does not fit, or the model's parts do not go together."""
         self.sampler.window.steps(self.sampler.steps, 0, 0)
-        return []
+        return check_guidance(self.model, self.sampler.guidance)
 
     def forwards(self) -> dict[str, float]:
         """Network calls per sample: of a rollout, and of one replay with gradients."""
@@ -41,8 +42,43 @@ class Denoise:
             "replay": guided * len(self.sampler.window.steps(self.sampler.steps, 0, 0)),
         }
 
+    def memory(self, recipe: Any, processes: int) -> str | None:
+        """Estimated memory of one GPU, in words; None for a model that is not among the blueprints."""
+        return _memory(self.model, self.sampler, recipe, processes)
+
     def build(self, seed: int) -> DenoisePolicy:
         return build_policy(self.model, self.sampler, seed)
+
+
+def check_guidance(model: Model, guidance: float) -> list[str]:
+    """A warning where a model is guided by an embedding and the recipe asks for a second forward as well."""
+    blueprint = find(model.name)
+    if blueprint is None or blueprint.pipeline != "FluxPipeline" or guidance == 1:
+        return []
+    how = "by model.embedded_guidance" if blueprint.config["guidance_embeds"] else "not at all: it was distilled without"
+    return [f"policy.sampler.guidance is {guidance:g}: {model.name} is guided {how}; published recipes keep 1"]
+
+
+def _memory(model: Model, sampler: Sampler, recipe: Any, processes: int) -> str | None:
+    if find(model.name) is None:  # before torch is imported
+        return None
+    from flows.memory import estimate
+
+    train = recipe.train
+    samples = train.groups_per_step * train.group_size // processes
+    return str(
+        estimate(
+            model,
+            sampler,
+            samples=samples,
+            part=max(1, samples // train.gradient_accumulation_steps),
+            average=train.ema > 0,
+            reference="ref" in recipe.objective().needs,
+            half=train.mixed_precision != "no",
+            split_steps=train.split_steps,
+            gpus=processes,
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,33 @@ def train(
     processes: Many = 1,
     progress: Style = "auto",
     log_every: Annotated[int, typer.Option(min=1, help="Steps between plain progress lines.")] = 1,
+    profile: Annotated[str | None, typer.Option("--profile", help="ddp, fsdp2, multi-node, or an accelerate file.")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, each with so many processes; run this on each.")] = 1,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit as a SLURM job instead (extra: slurm).")] = False,
+    slurm_option: Annotated[list[str] | None, typer.Option("--slurm-option", help="key=value, e.g. slurm_partition=gpu.")] = None,
+    minutes: Annotated[int, typer.Option(min=1, help="Time limit of a SLURM job.")] = 24 * 60,
 ) -> None:
     """Train a recipe; `key=value` arguments change any field of it."""
-    from studio.launch import open_run, start
+    from studio.launch import join_run, open_run, start
+    from studio.nodes import cluster, profile_file
 
-    run, parsed = open_run(recipe, ctx.args, runs=runs, run_name=name, resume=resume, processes=processes)
+    if slurm:
+        from studio.config import apply_overrides
+        from studio.slurm import arguments, submit
+
+        if profile:
+            profile_file(profile)
+        same = arguments(recipe, ctx.args, runs=runs, name=name, resume=resume, gpus=processes, nodes=nodes, profile=profile)
+        options = apply_overrides({}, slurm_option or [])
+        job = submit(same, logs=runs / "slurm", nodes=nodes, gpus=processes, minutes=minutes, options=options)
+        _say(f"submitted as job {job}; logs in {runs / 'slurm'}")
+        return
+    where = cluster(processes, nodes, profile)
+    if where.rank > 0:
+        raise typer.Exit(start(*join_run(runs, name), where=where, progress="none"))
+    run, parsed = open_run(recipe, ctx.args, runs=runs, run_name=name, resume=resume, processes=where.total)
     _say(f"run {run.folder}")
-    code = start(run, parsed, processes=processes, progress=progress, log_every=log_every)
+    code = start(run, parsed, where=where, progress=progress, log_every=log_every)
     if code == 0:
         from studio.report import write_report
 

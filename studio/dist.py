@@ -1,7 +1,8 @@
-"""The only file that imports accelerate: processes, gradient averaging, gathering, trackers."""
+"""The only file that imports accelerate: processes, gradient averaging, sharding, gathering, trackers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -17,14 +18,34 @@ class Processes:
         from accelerate import Accelerator
 
         on_cpu = not torch.cuda.is_available()
+        # set by a launcher's FSDP profile; accelerate itself shards on accelerators only, torch on CPUs as well: one path for both
+        shards = os.environ.pop("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, log_with=report_to or None, project_dir=folder)
+        if mixed_precision == "fp16":  # its scaler expects to own the optimizer step and would leave gradients multiplied
+            self.accelerator.scaler = None
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.tracking = bool(report_to)
+        self.sharded = shards and self.world > 1
+
+    def shard(self, model: nn.Module) -> None:
+        """FSDP2 in place, block by block; before an optimizer or a copy of the weights is made. Nothing to do without it."""
+        if not self.sharded:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.accelerator.device.type, (self.world,))
+        blocks = set(getattr(model, "_no_split_modules", None) or ())
+        for module in reversed(list(model.modules())):  # inner blocks first
+            if type(module).__name__ in blocks:
+                fully_shard(module, mesh=mesh)
+        # the outermost too: whoever asks for the weights between two forwards must meet shards
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The network and optimizer in their distributed form."""
-        if self.world == 1:
+        if self.world == 1 or self.sharded:
             return model, optimizer
         return self.accelerator.prepare(model, optimizer)
 
@@ -61,8 +82,8 @@ class Processes:
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum of the ranks' gradients, for work that does not pass through the wrapper; the weights are already global."""
         for parameter in parameters if self.world > 1 else ():
-            if parameter.grad is not None:
-                parameter.grad.copy_(self.sum(parameter.grad))
+            if parameter.grad is not None:  # shards are averaged already
+                parameter.grad.copy_(parameter.grad * self.world if self.sharded else self.sum(parameter.grad))
 
     @contextmanager
     def synchronized(self, model: nn.Module, last: bool) -> Iterator[None]:

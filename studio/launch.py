@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
 from studio.config import apply_overrides, build, differences, dump
 from studio.errors import ConfigError, RunError, StudioError
+from studio.nodes import Cluster
 from studio.progress import Progress
 from studio.recipe import Recipe, load_recipe, recipe_source
 from studio.run import Run, RunView
@@ -56,36 +57,39 @@ def _reopen(name: str | None, overrides: list[str], runs: Path, run_name: str | 
     return Run.resume(view.folder), build(Recipe, stored)
 
 
-def start(run: Run, recipe: Recipe, *, processes: int = 1, progress: str = "auto", log_every: int = 1) -> int:
+def start(run: Run, recipe: Recipe, *, where: Cluster | None = None, progress: str = "auto", log_every: int = 1) -> int:
     """Train to the end or a stop -> exit code."""
-    if processes == 1:
+    where = where or Cluster()
+    if where.total == 1:
         return work(run, recipe, progress=progress, log_every=log_every)
-    command = [*launcher(processes), "-m", "studio.worker", str(run.folder)]
-    environment = os.environ | {"STUDIO_PROGRESS": progress, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    child = subprocess.Popen(command, env=environment)
+    command = [*where.command(), "-m", "studio.worker", str(run.folder)]
+    settings = {"STUDIO_PROGRESS": progress, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    child = subprocess.Popen(command, env=os.environ | settings | where.environment())
     try:
         code = child.wait()
     except KeyboardInterrupt:  # the terminal has signaled the workers too; they stop after the step
         code = child.wait()
     status = RunView.open(run.folder).status
     if status["state"] in ("running", "starting", "queued", "stopping"):
-        run.status("lost", exit_code=1, reason=f"the launcher ended with {code} without a final state")
-        return 1
+        if where.rank == 0:
+            run.status("lost", exit_code=1, reason=f"the launcher ended with {code} without a final state")
+        return code if where.rank else 1
     return int(status.get("exit_code") or 0)  # launchers flatten exit codes; the worker's own is in status.json
 
 
-def launcher(processes: int) -> list[str]:
-    """accelerate on GPUs; torch.distributed.run with gloo on CPU, where `accelerate launch --cpu` starts one process only."""
-    import torch
-
-    if torch.cuda.is_available():
-        head = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-        return [*head, "--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    head = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    return [*head, "--master-addr", "127.0.0.1", "--master-port", str(port)]
+def join_run(runs: Path, name: str | None, patience: float = 600.0) -> tuple[Run, Recipe]:
+    """The run that machine 0 has made, or is about to make, in the folder that all machines share."""
+    if name is None:
+        raise ConfigError("--nodes: expected --name NAME, the same on every machine, got none. Add it.")
+    begun = time.monotonic()
+    while not (runs / name / "status.json").is_file():
+        if time.monotonic() - begun > patience:
+            raise RunError(
+                f"{runs / name}: expected a run made by machine 0 within {patience:.0f} s, got none. Use the same --runs and "
+                "--name everywhere, on a file system that all machines see."
+            )
+        time.sleep(0.5)
+    return Run.attach(runs / name), build(Recipe, RunView.open(runs / name).recipe)
 
 
 def work(run: Run, recipe: Recipe, *, progress: str = "auto", log_every: int = 1, main: bool = True) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch import nn
 
 from studio.behavior import Behavior
 from studio.core import Objective
@@ -44,8 +46,11 @@ class Parts:
         return {name: part for name, part in named.items() if name != "policy" and isinstance(part, Stateful)}
 
 
-def build_parts(recipe: Recipe) -> Parts:
-    """Load the model and everything around it; prompts are checked against the rewards first."""
+def build_parts(recipe: Recipe, shard: Callable[[nn.Module], None] = lambda model: None) -> Parts:
+    """Load the model and everything around it; prompts are checked against the rewards first.
+
+    `shard` sees the network before anything holds its parameters.
+    """
     rewards, held_out = Scorer(recipe.rewards), Scorer(recipe.held_out)
     prompts = recipe.prompts.options.build(recipe.seed)
     test = recipe.prompts.options.held_out(recipe.watch.prompts)
@@ -54,6 +59,7 @@ def build_parts(recipe: Recipe) -> Parts:
         check_prompts(scorer.rewards, sight)
         check_prompts(scorer.rewards, test)
     policy = recipe.policy.options.build(recipe.seed)
+    shard(policy.model)
     if "ref" in recipe.objective().needs:
         policy.keep_reference()
     return Parts(

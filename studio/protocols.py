@@ -29,7 +29,7 @@ class Policy(Protocol):
     def evaluate(self, rollout: Rollout) -> Evaluation: ...  # differentiable
     def reference(self) -> AbstractContextManager[None]: ...  # inside, evaluate() speaks for the frozen reference
     def trainable(self) -> Iterable[nn.Parameter]: ...
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None: ...  # one that can be sharded takes write=False: help to gather, write nothing
 
 
 @runtime_checkable

@@ -36,6 +36,7 @@ class Train:
     groups_per_step: Positive = 12  # prompts of an iteration, over all processes
     group_size: Annotated[int, Field(ge=2)] = 12  # samples per prompt; a group of one has no advantage
     gradient_accumulation_steps: Positive = 1  # parts that each process samples and replays one after the other
+    split_steps: bool = False  # replay one decision position at a time: the rollout's own batch shape, memory of one step
     epochs: Positive = 1  # passes over a rollout, one optimizer step each
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -94,6 +95,11 @@ class Recipe:
 
         check_fit(self.algorithm.name, self.objective(), self.policy.options.provides, self.policy.name)
         self._check_plan(processes)
+        if self.train.split_steps and getattr(self.objective(), "span", "row") != "decision":
+            raise ConfigError(
+                f"recipe.train.split_steps: expected an algorithm that looks at one decision at a time, got {self.algorithm.name}. "
+                "Set it to false."
+            )
         warnings = [*self.policy.options.check(), *self.prompts.options.check()]
         for name, block in {**self.rewards, **self.held_out}.items():
             if block.options.reads != self.policy.options.reads:
@@ -103,10 +109,15 @@ class Recipe:
                 )
         if "pathwise" in self.objective().needs:
             self._check_differentiable()
+        if self.train.mixed_precision == "fp16":
+            warnings.append("train.mixed_precision is fp16: gradients are not rescaled and small ones vanish; prefer bf16")
+        published = "published are 8 prompts × 8 samples on one GPU, 48 × 24 in full"
         if self.train.groups_per_step < 8:
-            warnings.append(f"train.groups_per_step is {self.train.groups_per_step}: few prompts make a noisy gradient")
+            warnings.append(
+                f"train.groups_per_step is {self.train.groups_per_step}: few prompts make a noisy gradient; {published}"
+            )
         if self.train.group_size < 8:
-            warnings.append(f"train.group_size is {self.train.group_size}: small groups make noisy advantages")
+            warnings.append(f"train.group_size is {self.train.group_size}: small groups make noisy advantages; {published}")
         return warnings
 
     def _check_differentiable(self) -> None:
@@ -166,6 +177,8 @@ def plan(recipe: Recipe, processes: int = 1) -> dict[str, Any]:
     """What one iteration does: samples, parts, optimizer steps and network calls."""
     train, calls = recipe.train, recipe.policy.options.forwards()
     rows = train.groups_per_step * train.group_size
+    memory = getattr(recipe.policy.options, "memory", None)
+    needed = memory(recipe, processes) if memory else None
     return {
         "samples per step": rows,
         "samples per process": rows // processes,
@@ -174,4 +187,5 @@ def plan(recipe: Recipe, processes: int = 1) -> dict[str, Any]:
         "optimizer steps in all": train.steps * train.epochs,
         "forwards per step (rollout)": int(rows * calls["rollout"]),
         "forwards per step (replay, with backward)": int(rows * calls["replay"] * train.epochs),
+        **({"memory per GPU (estimate)": needed} if needed else {}),
     }

@@ -44,8 +44,12 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
         )
     if "ref" in parts.objective.needs:
         with torch.no_grad(), processes.autocast(), parts.policy.reference():
-            pieces = cuts(rollout, settings.gradient_accumulation_steps)
-            rollout = replace(rollout, ref=_join([parts.policy.evaluate(rollout.at(cut)) for cut in pieces]))
+            steps = positions(rollout, settings.split_steps)
+            said = [
+                _join([parts.policy.evaluate(rollout.at(rows, step)) for step in steps], dim=1)
+                for rows in cuts(rollout, settings.gradient_accumulation_steps)
+            ]
+            rollout = replace(rollout, ref=_join(said))
     sampled = time.monotonic()
     ranks = _scores_of_all(parts.rewards, processes)
     timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
@@ -117,9 +121,14 @@ def cuts(rollout: Rollout, pieces: int) -> list[slice]:
     return [slice(at, at + size) for at in range(0, len(rollout.prompts), size)]
 
 
-def _join(said: list[Evaluation]) -> Evaluation:
+def positions(rollout: Rollout, split: bool) -> list[slice]:
+    """The decisions of a row all together, or one position after the other."""
+    return [slice(t, t + 1) for t in range(rollout.mask.shape[1])] if split else [slice(None)]
+
+
+def _join(said: list[Evaluation], dim: int = 0) -> Evaluation:
     def join(name: str) -> Tensor | None:
         values = [getattr(part, name) for part in said]
-        return None if values[0] is None else torch.cat(values)
+        return None if values[0] is None else torch.cat(values, dim)
 
     return Evaluation(**{f.name: join(f.name) for f in fields(Evaluation)})

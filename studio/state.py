@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from studio.errors import RunError
 from studio.protocols import Policy, Stateful
+from studio.shards import load_shards, put_back, save_shards, take_out
 
 FILE = "state.pt"
 WEIGHTS = "weights"  # folder: the averaged weights, for sampling and export
@@ -21,16 +23,21 @@ WEIGHTS = "weights"  # folder: the averaged weights, for sampling and export
 def save_state(folder: Path, policy: Policy, parts: Mapping[str, Any], *, rank: int = 0) -> None:
     """Trained weights, every part with a state, and the random states of this process."""
     state = {
-        "trainable": [p.detach().cpu() for p in policy.trainable()],
+        "trainable": [p.detach() if isinstance(p, DTensor) else p.detach().cpu() for p in policy.trainable()],
         "parts": {name: part.state_dict() for name, part in parts.items() if isinstance(part, Stateful)},
         "random": _random_state(),
     }
-    torch.save(state, folder / (FILE if rank == 0 else f"state-{rank}.pt"))
+    shards: dict[str, torch.Tensor] = {}
+    rest = take_out(state, shards)
+    if shards:
+        save_shards(folder, shards)
+    if rank == 0:
+        torch.save(rest, folder / FILE)
 
 
 def load_state(folder: Path, policy: Policy, parts: Mapping[str, Any]) -> None:
     """The inverse; refuses a checkpoint of another shape. Loads only tensors and plain values (weights_only)."""
-    state = _read(folder / FILE)
+    state = _read(folder, policy)
     _set_trainable(folder / FILE, policy, state["trainable"])
     for name, part in parts.items():
         if isinstance(part, Stateful):
@@ -40,17 +47,20 @@ def load_state(folder: Path, policy: Policy, parts: Mapping[str, Any]) -> None:
 
 def load_trained(folder: Path, policy: Policy) -> None:
     """The weights as the optimizer left them at this checkpoint; those under `weights/` are their average."""
-    _set_trainable(folder / FILE, policy, _read(folder / FILE)["trainable"])
+    _set_trainable(folder / FILE, policy, _read(folder, policy)["trainable"])
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(folder: Path, policy: Policy) -> dict[str, Any]:
+    """The state with its shards, where there are some, put back in place."""
+    file = folder / FILE
     try:
-        return torch.load(file, weights_only=True, map_location="cpu")
+        state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
         raise RunError(
             f"{file}: expected a checkpoint of this run, got one that cannot be read ({error}). Remove this checkpoint folder to "
             "resume from the one before."
         ) from error
+    return put_back(state, load_shards(folder, state, list(policy.trainable())))
 
 
 def _set_trainable(file: Path, policy: Policy, stored: list[torch.Tensor]) -> None:

@@ -38,6 +38,16 @@ def step_sums(objective: Objective, new: Evaluation, rollout: Rollout, credit: C
     return {name: value.sum(0) for name, value in sums.items()}
 
 
+def placed(sums: dict[str, Tensor], steps: slice, count: int) -> dict[str, Tensor]:
+    """Sums of some positions among `count`, zero elsewhere: what parts with other positions add to."""
+    if steps == slice(None):
+        return sums
+    wide = {name: value.new_zeros(count) for name, value in sums.items()}
+    for name, value in sums.items():
+        wide[name][steps] = value
+    return wide
+
+
 def step_metrics(sums: dict[str, Tensor]) -> dict[str, float]:
     """`ratio/<what>@<position>`: mean shift and std of the objective's ratio and of the raw one, clip shares, predicted shift
     -mean(Δμ)²/2s² of the raw log ratio, mean |Δμ|, and the norm of the loss gradient with respect to the velocity."""

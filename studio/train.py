@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,9 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     """Run the recipe to its end or to a requested stop, from the run's latest checkpoint -> the final state's name."""
     processes = Processes(mixed_precision=recipe.train.mixed_precision, report_to=recipe.report_to, folder=str(run.folder / "logs"))
     _seed_everything(recipe.seed)
-    parts = build_parts(recipe)
+    parts = build_parts(recipe, processes.shard)
     model, parts.optimizer = processes.prepare(parts.policy.model, parts.optimizer)  # type: ignore[attr-defined]
-    if processes.world > 1:
+    if model is not parts.policy.model:  # type: ignore[attr-defined]
         parts.policy.backbone.training_network = model  # type: ignore[attr-defined]
     start = _resume(run, parts, processes)
     stop = StopOnSignal()
@@ -90,11 +91,14 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
 
 
 def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Processes) -> bool:
-    """Evaluate on rank 0 while the others wait -> whether the run should stop; a failed reward fails on all ranks."""
+    """Evaluate -> whether the run should stop; a failed reward fails on all ranks.
+
+    Rank 0 works, the others wait; with shards all take part in every forward.
+    """
     stop, failure = False, None
-    if processes.main and len(parts.test):
+    if len(parts.test) and (processes.main or processes.sharded):
         try:
-            stop = _evaluate(step, recipe, run, parts)
+            stop = _evaluate(step, recipe, run, parts, write=processes.main)
         except RewardError as error:
             failure = error
     told = processes.agree({"alarm": stop, "failed": failure is not None})
@@ -103,10 +107,12 @@ def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Process
     return told["alarm"]
 
 
-def _evaluate(step: int, recipe: Recipe, run: Run, parts: Parts) -> bool:
+def _evaluate(step: int, recipe: Recipe, run: Run, parts: Parts, *, write: bool) -> bool:
     """Evaluate, log, keep pictures, raise alarms -> whether one of them stops the run."""
     with parts.average.applied():
         seen = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed)
+    if not write:
+        return False
     run.log(step, watch_metrics(seen))
     run.save_samples(step, seen.images[: recipe.watch.samples].cpu(), records(step, seen, recipe.watch.samples))
     alarms = parts.alarm.look(seen, list(recipe.rewards))
@@ -116,11 +122,16 @@ def _evaluate(step: int, recipe: Recipe, run: Run, parts: Parts) -> bool:
 
 
 def _checkpoint(run: Run, parts: Parts, processes: Processes, step: int, recipe: Recipe) -> None:
-    if processes.main:
-        with run.checkpoint(step, keep=recipe.train.checkpoints_total_limit) as folder:
-            save_state(folder, parts.policy, parts.stateful())
+    """Rank 0 writes; with shards every rank writes its share into rank 0's folder, which all must see."""
+    if processes.main or processes.sharded:
+        whole = run.checkpoint(step, keep=recipe.train.checkpoints_total_limit) if processes.main else nullcontext()
+        with whole as own:
+            folder = Path(processes.gather_objects(str(own))[0]) if processes.sharded else Path(str(own))
+            save_state(folder, parts.policy, parts.stateful(), rank=processes.rank)
             with parts.average.applied():
-                parts.policy.save(folder / WEIGHTS)
+                parts.policy.save(folder / WEIGHTS, **({"write": processes.main} if processes.sharded else {}))
+            if processes.sharded:
+                processes.wait()
     processes.wait()
 
 

@@ -14,9 +14,9 @@ from studio.dist import Processes
 from studio.errors import DivergedError
 from studio.parts import Parts
 from studio.recipe import Recipe
-from studio.rollout import Batch, cuts
+from studio.rollout import Batch, cuts, positions
 from studio.shapes import expect
-from studio.stepwise import step_metrics, step_sums, watch_gradient
+from studio.stepwise import placed, step_metrics, step_sums, watch_gradient
 from studio.types import Rollout
 
 
@@ -29,17 +29,17 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
     by_step: list[dict[str, Tensor]] = []
     norm = 0.0
     for epoch in range(recipe.train.epochs):
-        pieces_of = cuts(rollout, pieces)
+        pieces_of = [(rows, steps) for rows in cuts(rollout, pieces) for steps in positions(rollout, recipe.train.split_steps)]
         sums, by_step = [], []
-        for index, cut in enumerate(pieces_of):
-            chunk, share, last = rollout.at(cut), credit.at(cut), index == len(pieces_of) - 1
+        for index, (rows, steps) in enumerate(pieces_of):
+            chunk, share, last = rollout.at(rows, steps), credit.at(rows, steps), index == len(pieces_of) - 1
             with processes.synchronized(model, last), processes.autocast():
                 new = parts.policy.evaluate(chunk)
                 watch_gradient(new)
                 loss, stats = policy_loss(parts.objective, new, chunk, share)
             processes.backward(loss, last=last, model=model)
             sums.append(stats)
-            by_step.append(step_sums(parts.objective, new, chunk, share))
+            by_step.append(placed(step_sums(parts.objective, new, chunk, share), steps, rollout.mask.shape[1]))
         reduced = _reduce(total(sums), processes)
         if first and epoch == 0:
             _check_first_replay(reduced[LARGEST].item(), recipe.train.ratio_tolerance)

@@ -17,7 +17,15 @@ COMPONENT = (*BASE, "studio.core", "studio.algorithms")
 SPINE = (*BASE, "studio.registry", "studio.schema", "studio.config", "studio.recipe", "studio.files", "studio.process")
 SPINE += ("studio.run", "studio.dist", "studio.optim", "studio.prompts", "studio.scoring", "studio.watch")
 SPINE += ("studio.state", "studio.stepwise", "studio.progress", "studio.layout", "studio.samples", "studio.run_view")
-SPINE += ("studio.parts", "studio.rollout", "studio.update", "studio.signals", "studio.behavior", "studio.pathwise")
+SPINE += (
+    "studio.shards",
+    "studio.parts",
+    "studio.rollout",
+    "studio.update",
+    "studio.signals",
+    "studio.behavior",
+    "studio.pathwise",
+)
 
 # the longest prefix that matches a module says what it may import, besides its own prefix
 RULES: dict[str, tuple[str, ...]] = {
@@ -40,7 +48,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.samples": BASE,
     "studio.run_view": (*BASE, "studio.config", "studio.files", "studio.process", "studio.layout"),
     "studio.run": (*BASE, *(f"studio.{name}" for name in ("config", "files", "process", "layout", "samples", "run_view"))),
-    **{f"studio.{name}": (*OURS,) for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw", "export", "push")},
+    **{
+        f"studio.{name}": (*OURS,)
+        for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw", "export", "push", "slurm")
+    },
     "studio.card": (*BASE, *(f"studio.{name}" for name in ("recipe", "run", "layout", "license", "results"))),
     "studio.license": BASE,
     "studio.results": (*BASE, "studio.run"),

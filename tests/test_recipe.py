@@ -119,3 +119,8 @@ def test_a_prompt_that_the_reward_cannot_judge(tmp_path, no_model, where, text):
 def test_a_prompt_file_that_cannot_be_read(tmp_path, no_model):
     with pytest.raises(ConfigError, match="readable UTF-8 file"):
         build_parts(load_recipe(GUARD, [f"prompts={{name: file, train: {tmp_path / 'none.txt'}}}", "held_out={}"])[0])
+
+
+def test_half_precision_without_range_is_warned_about():
+    assert any("prefer bf16" in warning for warning in load_recipe(GUARD, ["train.mixed_precision=fp16"])[0].check())
+    assert not load_recipe(GUARD, ["train.mixed_precision=bf16"])[0].check()

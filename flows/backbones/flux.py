@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flows.backbones.protocol import Condition
 from flows.backbones.sd3 import LORA_TARGETS as ATTENTION
-from flows.backbones.sd3 import decode_latents
+from flows.backbones.sd3 import decode_latents, encoder_device
 from flows.schedule import scheduler_grid
 
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
@@ -17,6 +17,7 @@ class Flux:
     """Latents [L, 4C] with L = (H/16)·(W/16) tokens; the network takes sigma in [0, 1]."""
 
     name = "flux"
+    top = 1.0
     lora_targets = (*ATTENTION, *FEED_FORWARD)
 
     def __init__(self, pipeline, *, resolution: int | None = None, text_length: int = 512, embedded_guidance: float = 3.5):
@@ -29,8 +30,13 @@ class Flux:
         self.embedded_guidance = embedded_guidance
 
     def encode(self, texts: list[str]) -> Condition:
-        embeds, pooled, _ = self.pipeline.encode_prompt(texts, None, max_sequence_length=self.text_length)
+        embeds, pooled, _ = self.pipeline.encode_prompt(
+            texts, None, device=encoder_device(self.pipeline), max_sequence_length=self.text_length
+        )
         return {"embeds": embeds, "pooled": pooled}
+
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        return noise
 
     def velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.pipeline.transformer

@@ -1,0 +1,161 @@
+"""Profiles, several machines and SLURM: the launcher's command, who is who, and real runs as far as CPUs go."""
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from studio.config import dump
+from studio.errors import ConfigError, MissingError, RunError
+from studio.launch import join_run
+from studio.nodes import Cluster, cluster, profile_file, profile_names
+from studio.recipe import load_recipe
+from studio.run import Run, RunView
+from studio.slurm import Command, arguments, submit
+
+ROOT = Path(__file__).parents[1]
+FLUX = "policy.model={random: tiny-flux, resolution: 32, text_length: 6, lora: {rank: 2}, device: cpu}"
+SMALL = ("train.groups_per_step=2", "train.group_size=4", "watch.prompts=2", "watch.every=9", "policy.sampler.steps=4")
+SMALL += ("policy.sampler.eval_steps=2", "policy.sampler.window.size=2", "held_out={}", "rewards={jpeg_size: 1.0}", "train.steps=1")
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_a_profile_is_one_accelerate_reads(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(profile_file(name)))
+    assert config.distributed_type.value == ("FSDP" if name == "fsdp2" else "MULTI_GPU")
+    assert config.mixed_precision == "no"  # the recipe decides
+    if name == "fsdp2":
+        assert yaml.safe_load(profile_file(name).read_text())["fsdp_config"]["fsdp_version"] == 2
+
+
+def test_an_unknown_profile_is_a_config_error():
+    with pytest.raises(ConfigError, match="expected one of ddp, fsdp2, multi-node .* got 'fsdp'"):
+        cluster(2, profile="fsdp")
+
+
+def test_the_command_on_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    alone = Cluster(8).command()
+    assert "--multi_gpu" in alone and alone[alone.index("--num_processes") + 1] == "8" and "--num_machines" not in alone
+    many = Cluster(8, 4, "fsdp2", 3, "node0", 1234).command()
+    value = {flag: many[many.index(flag) + 1] for flag in many if flag.startswith("--")}
+    assert value["--num_processes"] == "32" and value["--num_machines"] == "4" and value["--machine_rank"] == "3"
+    assert value["--main_process_ip"] == "node0" and value["--main_process_port"] == "1234"
+    assert value["--config_file"].endswith("profiles/fsdp2.yaml") and "--multi_gpu" not in many
+
+
+@pytest.mark.parametrize(
+    ("environ", "rank", "address", "port"),
+    [
+        ({"NODE_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "77"}, 1, "a", 77),
+        ({"SLURM_NODEID": "0", "MASTER_ADDR": "b"}, 0, "b", 29500),
+        ({"NODE_RANK": "1", "SLURM_NODEID": "0", "MASTER_ADDR": "c"}, 1, "c", 29500),
+    ],
+)
+def test_a_machine_finds_its_place(environ, rank, address, port):
+    found = cluster(4, 2, environ=environ)
+    assert (found.rank, found.address, found.port, found.total) == (rank, address, port, 8)
+
+
+@pytest.mark.parametrize("environ", [{}, {"NODE_RANK": "0"}, {"NODE_RANK": "2", "MASTER_ADDR": "a"}, {"MASTER_ADDR": "a"}])
+def test_a_machine_without_a_place_is_a_config_error(environ):
+    with pytest.raises(ConfigError, match="--nodes 2: expected NODE_RANK from 0 to 1 and MASTER_ADDR"):
+        cluster(1, 2, environ=environ)
+
+
+def test_another_machine_waits_for_the_run(tmp_path):
+    with pytest.raises(RunError, match="expected a run made by machine 0"):
+        join_run(tmp_path, "late", patience=0.0)
+    with pytest.raises(ConfigError, match="expected --name NAME"):
+        join_run(tmp_path, None)
+    recipe, _ = load_recipe("shapes/grpo-guard")
+    Run.create(tmp_path, "late", dump(recipe), total_steps=1, command=["test"])
+    run, found = join_run(tmp_path, "late")
+    assert found == recipe and run.folder == tmp_path / "late"
+
+
+def studio(*given, **environ):
+    return subprocess.Popen(
+        [sys.executable, "-m", "studio.cli", "train", "shapes/grpo-guard", *given, FLUX, *SMALL],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_with_the_fsdp2_profile(tmp_path):
+    child = studio("--gpus", "2", "--profile", "fsdp2", "--runs", str(tmp_path), "--name", "sharded")
+    _, problem = child.communicate(timeout=200)
+    assert child.returncode == 0, problem[-3000:]
+    view = RunView.open(tmp_path / "sharded")
+    assert view.status["state"] == "finished"
+    assert len(list((view.checkpoint(1) / "shards").glob("*.distcp"))) == 2
+
+
+@pytest.mark.slow
+def test_two_machines_make_one_run(tmp_path):
+    """Two launchers that find each other as on two machines, one process each."""
+    from studio.nodes import _free_port
+
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    given = ("--nodes", "2", "--runs", str(tmp_path), "--name", "both")
+    children = [studio(*given, NODE_RANK=str(rank), **place) for rank in (0, 1)]
+    for child in children:
+        _, problem = child.communicate(timeout=200)
+        assert child.returncode == 0, problem[-3000:]
+    view = RunView.open(tmp_path / "both")
+    assert view.status["state"] == "finished" and len(view.metrics().records) == 2
+
+
+def test_without_submitit_the_error_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(MissingError, match=r"pip install 'alignment-studio\[slurm\]'"):
+        submit(["train"], logs=tmp_path, nodes=1, gpus=1, minutes=5, options={})
+
+
+def test_a_job_gets_the_whole_command(monkeypatch, tmp_path):
+    class Executor:
+        def __init__(self, folder, cluster):
+            asked["folder"] = folder
+
+        def update_parameters(self, **parameters):
+            asked.update(parameters)
+
+        def submit(self, command):
+            asked["command"] = command
+            return types.SimpleNamespace(job_id=7)
+
+    asked: dict = {}
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Executor))
+    given = arguments("a/b", ["x=1"], runs=tmp_path, name="n", resume=True, gpus=8, nodes=2, profile="fsdp2")
+    assert submit(given, logs=tmp_path, nodes=2, gpus=8, minutes=60, options={"slurm_partition": "gpu"}) == "7"
+    assert asked["nodes"] == 2 and asked["tasks_per_node"] == 1 and asked["gpus_per_node"] == 8 and asked["timeout_min"] == 60
+    assert asked["slurm_partition"] == "gpu"
+    told = " ".join(asked["command"].arguments)
+    assert told == f"train a/b x=1 --runs {tmp_path} --gpus 8 --nodes 2 --progress plain --name n --profile fsdp2 --resume"
+    with pytest.raises(ConfigError, match="expected --name NAME"):
+        arguments("a/b", [], runs=tmp_path, name=None, resume=False, gpus=8, nodes=2, profile=None)
+
+
+def test_a_job_has_the_exit_code_of_its_command():
+    assert Command(("--help",))() == 0
+    with pytest.raises(SystemExit) as left:
+        Command(("train", "no/such-recipe"))()
+    assert left.value.code == 2
+
+
+@pytest.mark.slow
+def test_a_real_job_on_this_machine(tmp_path):
+    submitit = pytest.importorskip("submitit")
+    job = submit(["list", "recipes"], logs=tmp_path, nodes=1, gpus=0, minutes=5, options={}, where="local")
+    assert submitit.LocalJob(tmp_path / job, job).result() == 0
