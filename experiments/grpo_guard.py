@@ -87,11 +87,12 @@ def page(results: dict[str, list[dict[str, Any]]], command: str) -> str:
         for t in positions
     )
     seeds = len(next(iter(results.values())))
+    notes = OUT / "grpo-guard.notes.md"  # what a person says about the numbers; everything else on the page is computed
     return f"""# Flow-GRPO against GRPO-Guard when the proxy is a learned scorer
 
 Proxy: the bundled CLIP scorer, trained on. Gold: the scene judge and the guard statistics, never trained on; 256 held-out prompts,
 same seeds before and after. {seeds} seeds; mean ± standard deviation over seeds. Two updates per rollout. Numbers in
-`grpo-guard.json`; everything on this page is written by
+`grpo-guard.json`; tables and picture are written by
 
     {command}
 
@@ -111,7 +112,8 @@ shift that GRPO-Guard's paper derives for the raw log ratio. Means over all seco
 {ratios}
 
 ![raw ratio per denoising step, proxy and gold over training](grpo-guard.png)
-"""
+
+{notes.read_text(encoding="utf-8") if notes.is_file() else ""}"""
 
 
 GAINS = ("proxy", "scene", "scene_strict", "sample/edge_density", "sample/color_entropy", "sample/dark_share")
@@ -130,7 +132,7 @@ def plot(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
         for axis, (what, title) in zip(axes[0], panels, strict=True):
             for index, run in enumerate(runs):
                 axis.plot(run["ratio"][what], color=color, alpha=0.6, marker="o", label=name if not index else None)
-            axis.set(title=title, xlabel="trained denoising step")
+            axis.set(title=title, xlabel="trained denoising step", xticks=range(len(runs[0]["ratio"][what])))
         for axis, (what, title) in zip(
             axes[1], (("proxy", "proxy: CLIP scorer"), ("scene_strict", "gold: strict accuracy")), strict=True
         ):

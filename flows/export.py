@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.adapter import LORA_FILE, folded
+from flows.adapter import LORA_FILE, component, folded
 from studio.errors import ConfigError, ExportError
 
 if TYPE_CHECKING:
@@ -31,27 +31,22 @@ class Written:
     effect: float | None  # max |v_trained - v_base|; None where the base is gone
 
 
-def component_of(pipeline) -> str:
-    """What the trained part is called in diffusers' files."""
-    return "unet" if "unet" in pipeline.components else "transformer"
-
-
 def write_lora(policy: DenoisePolicy, folder: Path, *, underscored: bool = False) -> Written:
     """`pytorch_lora_weights.safetensors` with strength 1, for diffusers and ComfyUI; a UNet also gets underscored keys."""
     if not policy.lora:
         raise ConfigError("export lora: expected a run that trains LoRA adapters, got one that trains all weights. Use pipeline.")
     pipeline, network = policy.backbone.pipeline, policy.model
-    component = component_of(pipeline)
+    part = component(network)
     trained, state = probe(policy), folded(network)
-    save_lora(type(pipeline), component, state, folder)
-    if underscored or component == "unet":
-        save_underscored(component, state, folder)
+    save_lora(type(pipeline), part, state, folder)
+    if underscored or part == "unet":
+        save_underscored(part, state, folder)
     network.unload_lora()  # type: ignore[operator]
     base = probe(policy)
     load_lora(pipeline, folder / LORA_FILE)
     error = difference(probe(policy), trained)
     _refuse(error, FLOAT32_ERROR["lora"] if is_float32(network) else HALF_ERROR, folder)
-    return Written(component, type(pipeline).__name__, error, difference(trained, base))
+    return Written(part, type(pipeline).__name__, error, difference(trained, base))
 
 
 def write_pipeline(policy: DenoisePolicy, folder: Path, dtype: str = "float32") -> Written:
@@ -59,7 +54,7 @@ def write_pipeline(policy: DenoisePolicy, folder: Path, dtype: str = "float32") 
     import torch
 
     pipeline, network = policy.backbone.pipeline, policy.model
-    component = component_of(pipeline)
+    part = component(network)
     trained, base = probe(policy), None
     if policy.lora:
         with policy.reference():
@@ -71,12 +66,12 @@ def write_pipeline(policy: DenoisePolicy, folder: Path, dtype: str = "float32") 
     pipeline.save_pretrained(folder, safe_serialization=True)
     forget_places(folder)
     stored: Any = type(network)
-    again = stored.from_pretrained(folder / component, dtype=getattr(torch, dtype)).to(policy.device).eval()
-    pipeline.register_modules(**{component: again})
+    again = stored.from_pretrained(folder / part, dtype=getattr(torch, dtype)).to(policy.device).eval()
+    pipeline.register_modules(**{part: again})
     policy.backbone.network = again
     error = difference(probe(policy), trained)
     _refuse(error, FLOAT32_ERROR["pipeline"] if dtype == "float32" and is_float32(network) else HALF_ERROR, folder)
-    return Written(component, type(pipeline).__name__, error, None if base is None else difference(trained, base))
+    return Written(part, type(pipeline).__name__, error, None if base is None else difference(trained, base))
 
 
 def save_lora(pipeline: Any, component: str, state: dict[str, Tensor], folder: Path) -> None:
@@ -114,7 +109,7 @@ def load_lora(pipeline: Any, file: Path) -> None:
     """Stock `load_lora_weights`, which only warns when nothing fits; here that is an ExportError."""
     from safetensors import safe_open
 
-    network = pipeline.components[component_of(pipeline)]
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
     with safe_open(file, "pt") as stored:
         keys = list(stored.keys())
     try:

@@ -91,7 +91,11 @@ def check(ctx: typer.Context, recipe: RecipeName, processes: Many = 1, as_json: 
     from studio.recipe import load_recipe, plan
 
     parsed, _ = load_recipe(recipe, ctx.args)
-    warnings = parsed.check(processes)
+    warnings = parsed.check(processes, prompts=False)
+    try:
+        warnings += parsed.prompts.options.check()
+    except ConfigError as missing:  # a recipe for prompts of your own: what it plans can be seen before they are there
+        warnings.append(str(missing))
     facts = plan(parsed, processes) | {
         f"{parsed.algorithm.name} needs": ", ".join(sorted(parsed.objective().needs)) or "nothing",
         f"{parsed.policy.name} provides": ", ".join(sorted(parsed.policy.options.provides)),

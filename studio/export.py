@@ -47,6 +47,9 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
         raise ConfigError(
             f"export: expected a run that trains LoRA adapters, got {view.name!r}, which trains all weights. Use --format pipeline."
         )
+    if block.model.random:
+        got = f"random weights ({block.model.random})"
+        raise ConfigError(f"export: expected a run of a stored model, got {got}. There is nothing to keep.")
     checkpoint = view.checkpoint(options.step)
     folder = options.out if options.out is not None else view.file(f"export/{options.format}")
     with staged(folder) as partial:

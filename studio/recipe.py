@@ -89,8 +89,8 @@ class Recipe:
         """The algorithm's seven slots."""
         return self.algorithm.options.objective()
 
-    def check(self, processes: int = 1) -> list[str]:
-        """Warnings; raises ConfigError or NeedsError for what cannot run. Loads no model."""
+    def check(self, processes: int = 1, *, prompts: bool = True) -> list[str]:
+        """Warnings; raises ConfigError or NeedsError for what cannot run. Loads no model; reads the prompts unless told not to."""
         from studio.core import check_fit
 
         check_fit(self.algorithm.name, self.objective(), self.policy.options.provides, self.policy.name)
@@ -100,7 +100,7 @@ class Recipe:
                 f"recipe.train.split_steps: expected an algorithm that looks at one decision at a time, got {self.algorithm.name}. "
                 "Set it to false."
             )
-        warnings = [*self.policy.options.check(), *self.prompts.options.check()]
+        warnings = [*self.policy.options.check(), *(self.prompts.options.check() if prompts else ())]
         for name, block in {**self.rewards, **self.held_out}.items():
             if block.options.reads != self.policy.options.reads:
                 raise ConfigError(
