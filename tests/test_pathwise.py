@@ -21,6 +21,7 @@ class Linear:
     latent_shape = (3, 1, 1)
     name = "linear"
     lora_targets = ()
+    top = 1.0
 
     def __init__(self):
         self.network = nn.ParameterList([nn.Parameter(torch.tensor(0.1 * (k + 1))) for k in range(STEPS)])
@@ -35,6 +36,9 @@ class Linear:
 
     def decode(self, latents):
         return latents
+
+    def start(self, noise, sigma):
+        return noise
 
     def sigmas(self, steps):
         return SIGMAS
