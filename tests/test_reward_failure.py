@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -100,3 +103,21 @@ def test_a_failure_on_another_rank_is_a_failure_here():
 
     with pytest.raises(RewardError, match="gone on rank 1"):
         _scores_of_all(Here(), Ranks())
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_on_one_of_two_ranks_saves_a_checkpoint(tmp_path):
+    """Rank 1's function raises in the third step; rank 0, which writes, learns it where scores are gathered."""
+    (tmp_path / "fragile_function.py").write_text(
+        "import os\ncalls = []\n\ndef bright(samples, prompts):\n    calls.append(1)\n"
+        "    if os.environ.get('RANK') == '1' and len(calls) == 3:\n        raise OSError('gone on rank 1')\n"
+        "    return samples.mean((1, 2, 3))\n"
+    )
+    reward = "rewards={function: {weight: 1.0, target: 'fragile_function:bright'}}"
+    line = [sys.executable, "-m", "studio.cli", "train", "shapes/grpo-guard", *SMALL[:-1], reward, "--processes", "2"]
+    line += ["--runs", str(tmp_path), "--name", "run", "--progress", "none"]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": paths})
+    view = RunView.open(tmp_path / "run")
+    assert done.returncode == 4, done.stderr
+    assert view.checkpoints() == [2] and "gone on rank 1" in view.status["reason"]
