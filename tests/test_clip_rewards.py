@@ -22,7 +22,7 @@ from rewards.weights import read_weights, split_revision
 from studio.config import Weighted
 from studio.errors import ConfigError, MissingError, ShapeError
 from studio.scoring import Scorer
-from studio.types import Scores
+from studio.types import Prompts, Scores
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,11 @@ def test_a_picture_is_most_like_itself(clip, tmp_path):
     itself, other = reward(torch.stack([png / 255, images[1]]), rows)
     assert itself == pytest.approx(1, abs=1e-5) and other < 0.9999
     raises_its_score(reward, rows)
+    each = [{"reference": images[1]}, {"reference": images[0]}]
+    crossed = reward(images, Prompts(["x", "y"], ["x", "y"], each))  # every picture with the other
+    torch.testing.assert_close(crossed, other.detach().expand(2), atol=1e-3, rtol=0)
+    own = reward(images, Prompts(["x", "y"], ["x", "y"], each[::-1]))
+    torch.testing.assert_close(own, torch.ones(2), atol=1e-5, rtol=0)
     tensor = reward(images, prompts("x", "x", reference=png / 255))
     torch.testing.assert_close(tensor, reward(images, rows), atol=1e-6, rtol=0)
 
@@ -169,6 +174,7 @@ def test_aesthetic_gradient(clip, head):
     raises_its_score(aesthetic(clip, head[0]))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_file_that_would_run_code_is_refused(clip, tmp_path):
     class Danger:
         def __reduce__(self):
