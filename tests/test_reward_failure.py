@@ -78,7 +78,7 @@ def test_the_last_complete_step_is_saved_and_continues_as_if_nothing_had_happene
 
 
 def test_an_evaluation_that_fails_saves_the_step_before_it(tmp_path, recipe):
-    small = recipe("watch.every=2")
+    small = recipe("watch.every=2", "train.steps=2")
     CALLS["left"] = 3  # the base, two steps; the evaluation after them fails
     with pytest.raises(RewardError, match="Start the server again"):
         loop.train(small, run_of(small, tmp_path, "run"))
