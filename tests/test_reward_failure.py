@@ -127,3 +127,17 @@ def test_a_reward_that_fails_on_one_of_two_ranks_saves_a_checkpoint(tmp_path):
     view = RunView.open(tmp_path / "run")
     assert done.returncode == 4, done.stderr
     assert view.checkpoints() == [2] and "gone on rank 1" in view.status["reason"]
+
+
+class FragileWithGradient(Fragile):
+    differentiable = True
+
+
+def test_direct_back_propagation_saves_its_last_complete_step_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "fragile", f"{__name__}:FragileWithGradient")
+    small = [setting for setting in SMALL if "window" not in setting]
+    recipe = load_recipe("shapes/draft", [*small, "algorithm.k=2"])[0]
+    CALLS["left"] = 3  # the evaluation of the base and two steps
+    with pytest.raises(RewardError, match="Start the server again"):
+        loop.train(recipe, run_of(recipe, tmp_path, "run"))
+    assert RunView.open(tmp_path / "run").checkpoints() == [2]
