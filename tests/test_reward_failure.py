@@ -16,7 +16,7 @@ from studio.config import dump
 from studio.errors import RewardError
 from studio.launch import work
 from studio.recipe import load_recipe
-from studio.rollout import collected
+from studio.rollout import _scores_of_all
 from studio.run import Run, RunView
 
 SMALL = ("train.groups_per_step=2", "train.group_size=4", "train.steps=5", "train.checkpointing_steps=100", "held_out={}")
@@ -106,9 +106,9 @@ def test_a_failure_on_another_rank_is_a_failure_here():
             return [mine, RewardError("gone on rank 1")]
 
     with pytest.raises(RewardError, match="gone on rank 1"):
-        collected(Here(), Ranks())
+        _scores_of_all(Here(), Ranks())
     with pytest.raises(RewardError, match="gone here"):
-        collected(Gone(), Ranks())
+        _scores_of_all(Gone(), Ranks())
 
 
 @pytest.mark.slow
