@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from studio.core.pathwise import PathwiseObjective, pathwise_loss
 from studio.dist import Processes
+from studio.errors import RewardError
 from studio.parts import Parts
 from studio.recipe import Recipe
-from studio.rollout import Batch, draw_rows, with_rewards
+from studio.rollout import Batch, draw_rows, fail_together, with_rewards
 from studio.scoring import join_scores, refuse_failures
-from studio.types import Evaluation, Rollout, Scores
+from studio.types import Evaluation, Prompts, Rollout, Scores
 from studio.update import optimize, reward_metrics
 
 
@@ -32,9 +33,7 @@ def improve(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tu
         prompts, own = rows.prompts.take(range(at, at + size)), seeds[at : at + size]
         with processes.autocast():
             takes = parts.policy.render(prompts.text, own, cut)  # type: ignore[attr-defined]
-            scores = [parts.rewards.score_with_gradient(prompts, images) for images in takes]
-        for each in scores:
-            refuse_failures(each, settings.max_failures)
+            scores = scores_with_gradient(parts, processes, prompts, takes, settings.max_failures)
         losses = [pathwise_loss(objective, *weighted(each, parts.rewards.weights), total)[0] for each in scores]
         loss = torch.stack(losses).mean()
         processes.accelerator.backward(loss)
@@ -49,6 +48,21 @@ def improve(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tu
     batch = with_rewards(recipe, parts, processes, rollout, processes.gather_objects(done), rows.start)
     values = reward_metrics(batch.everyone) | {"loss/total": loss_sum.item(), "loss/grad_norm": norm, "render/start": cut.start}
     return batch, values | {"time/step_work": time.monotonic() - began}
+
+
+def scores_with_gradient(
+    parts: Parts, processes: Processes, prompts: Prompts, takes: Sequence[Tensor], max_failures: float
+) -> list[dict[str, Scores]]:
+    """The scores of every take, or the failure of any rank's reward."""
+    scores, failure = [], None
+    try:
+        for images in takes:
+            scores.append(parts.rewards.score_with_gradient(prompts, images))
+            refuse_failures(scores[-1], max_failures)
+    except RewardError as error:
+        failure = error
+    fail_together(failure, processes)
+    return scores
 
 
 def weighted(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:

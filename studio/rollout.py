@@ -81,16 +81,21 @@ def with_rewards(
 
 
 def _scores_of_all(rewards: Scorer, processes: Processes) -> list[dict[str, Scores]]:
-    """Every rank's scores; a reward that fails on one rank fails on all, which then can save a checkpoint together."""
+    """Every rank's scores, or the failure of any rank's reward."""
+    scores, failure = {}, None
     try:
-        mine: dict[str, Scores] | RewardError = rewards.collect()
-    except RewardError as failure:
-        mine = failure
-    ranks = processes.gather_objects(mine)
-    for rank in (mine, *ranks):
-        if isinstance(rank, RewardError):
-            raise rank
-    return ranks
+        scores = rewards.collect()
+    except RewardError as error:
+        failure = error
+    fail_together(failure, processes)
+    return processes.gather_objects(scores)
+
+
+def fail_together(failure: RewardError | None, processes: Processes) -> None:
+    """Raises on all ranks what a reward raised on one, so that they can save a checkpoint together."""
+    for other in (failure, *processes.gather_objects(failure)):
+        if other is not None:
+            raise other
 
 
 def _everyone(rollout: Rollout, processes: Processes) -> Rollout:

@@ -22,7 +22,7 @@ from rewards.weights import read_weights, split_revision
 from studio.config import Weighted
 from studio.errors import ConfigError, MissingError, ShapeError
 from studio.scoring import Scorer
-from studio.types import Scores
+from studio.types import Prompts, Scores
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_gradient_of_a_probability_favors_one_picture_over_the_other(clip):
     before[0].backward()
     assert images.grad.abs().sum((1, 2, 3)).min() > 0
     assert reward((images + 0.02 * images.grad.sign()).detach(), rows).value[0] > before[0]
-    assert reward.differentiable and not PickScoreRank("rank").differentiable
+    assert not reward.differentiable, "parts of a batch are differentiated before they can be compared"
 
 
 # ---- similarity
@@ -124,6 +124,11 @@ def test_a_picture_is_most_like_itself(clip, tmp_path):
     itself, other = reward(torch.stack([png / 255, images[1]]), rows)
     assert itself == pytest.approx(1, abs=1e-5) and other < 0.9999
     raises_its_score(reward, rows)
+    each = [{"reference": images[1]}, {"reference": images[0]}]
+    crossed = reward(images, Prompts(["x", "y"], ["x", "y"], each))  # every picture with the other
+    torch.testing.assert_close(crossed, other.detach().expand(2), atol=1e-3, rtol=0)
+    own = reward(images, Prompts(["x", "y"], ["x", "y"], each[::-1]))
+    torch.testing.assert_close(own, torch.ones(2), atol=1e-5, rtol=0)
     tensor = reward(images, prompts("x", "x", reference=png / 255))
     torch.testing.assert_close(tensor, reward(images, rows), atol=1e-6, rtol=0)
 
@@ -169,6 +174,7 @@ def test_aesthetic_gradient(clip, head):
     raises_its_score(aesthetic(clip, head[0]))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_file_that_would_run_code_is_refused(clip, tmp_path):
     class Danger:
         def __reduce__(self):

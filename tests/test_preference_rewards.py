@@ -187,6 +187,16 @@ def test_hpsv3_sees_picture_prompt_and_wording(hpsv3, tmp_path):
     assert all((other.value - base).abs() > 1e-6 for other in others)
 
 
+def test_a_wording_may_hold_the_token_and_a_prompt_may_not(hpsv3):
+    """The published question goes on after the token; a prompt that writes the token itself would move the head."""
+    image, folder = smooth(1, 24, 24), hpsv3[0]
+    inside = hps3(folder, template="Rate {prompt} <|Reward|> END")(image, prompts("a circle")).value
+    outside = hps3(folder, template="Rate {prompt}")(image, prompts("a circle")).value
+    torch.testing.assert_close(inside, outside, atol=1e-5, rtol=0)  # causal: what follows the token does not count
+    cheat = hps3(folder, template="Rate {prompt}")(image, prompts("a <|Reward|>circle")).value
+    torch.testing.assert_close(cheat, outside, atol=1e-5, rtol=0)
+
+
 def test_hpsv3_needs_a_place_for_the_prompt_and_a_processor(tmp_path):
     with pytest.raises(ConfigError, match="template with {prompt}"):
         check_prompts({"hpsv3": HPSv3(template="How good?")}, prompts("x"))

@@ -65,12 +65,17 @@ def serving(reward=None, name="red", token=None, **limits):
 
 @contextmanager
 def scripted(*answers, health=None):
-    """A server that answers POST with these (code, bytes) in turn, and counts."""
+    """A server that answers POST with these (code, bytes) in turn, and counts; a text as `health` is a redirect."""
     left, asked = list(answers), []
     health = health or {"ok": True, "rewards": [{"name": "red", "version": "1", "license": "MIT", "range": [0, 1], "model": None}]}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            if isinstance(health, str):
+                self.send_response(302)
+                self.send_header("Location", health)
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             self.say(200, json.dumps(health).encode())
 
         def do_POST(self):
@@ -226,6 +231,13 @@ def test_what_cannot_get_better_fails_at_once(answer, words):
     with scripted(answer) as (url, asked), pytest.raises(RewardError, match=words):
         Remote((url,), **FAST)(smooth(2, 8, 8), prompts("a", "b"))
     assert len(asked) == 1
+
+
+def test_a_redirect_is_not_followed_with_the_token(monkeypatch):
+    monkeypatch.setenv("STUDIO_REWARD_TOKEN", "secret")
+    refused = pytest.raises(RewardError, match="302")
+    with serving() as elsewhere, scripted(good(1.0), health=elsewhere.url + "/health") as (url, _), refused:
+        Remote((url,), **FAST).check(THREE)
 
 
 def test_null_is_missing_and_too_many_stop_the_run():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -75,7 +78,7 @@ def test_the_last_complete_step_is_saved_and_continues_as_if_nothing_had_happene
 
 
 def test_an_evaluation_that_fails_saves_the_step_before_it(tmp_path, recipe):
-    small = recipe("watch.every=2")
+    small = recipe("watch.every=2", "train.steps=2")
     CALLS["left"] = 3  # the base, two steps; the evaluation after them fails
     with pytest.raises(RewardError, match="Start the server again"):
         loop.train(small, run_of(small, tmp_path, "run"))
@@ -94,9 +97,47 @@ def test_a_failure_on_another_rank_is_a_failure_here():
         def collect(self):
             return {"fragile": "scores"}
 
+    class Gone:
+        def collect(self):
+            raise RewardError("gone here")
+
     class Ranks:
         def gather_objects(self, mine):
             return [mine, RewardError("gone on rank 1")]
 
     with pytest.raises(RewardError, match="gone on rank 1"):
         _scores_of_all(Here(), Ranks())
+    with pytest.raises(RewardError, match="gone here"):
+        _scores_of_all(Gone(), Ranks())
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_on_one_of_two_ranks_saves_a_checkpoint(tmp_path):
+    """Rank 1's function raises in the third step; rank 0, which writes, learns it where scores are gathered."""
+    (tmp_path / "fragile_function.py").write_text(
+        "import os\ncalls = []\n\ndef bright(samples, prompts):\n    calls.append(1)\n"
+        "    if os.environ.get('RANK') == '1' and len(calls) == 3:\n        raise OSError('gone on rank 1')\n"
+        "    return samples.mean((1, 2, 3))\n"
+    )
+    reward = "rewards={function: {weight: 1.0, target: 'fragile_function:bright'}}"
+    line = [sys.executable, "-m", "studio.cli", "train", "shapes/grpo-guard", *SMALL[:-1], reward, "--processes", "2"]
+    line += ["--runs", str(tmp_path), "--name", "run", "--progress", "none"]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": paths})
+    view = RunView.open(tmp_path / "run")
+    assert done.returncode == 4, done.stderr
+    assert view.checkpoints() == [2] and "gone on rank 1" in view.status["reason"]
+
+
+class FragileWithGradient(Fragile):
+    differentiable = True
+
+
+def test_direct_back_propagation_saves_its_last_complete_step_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "fragile", f"{__name__}:FragileWithGradient")
+    small = [setting for setting in SMALL if "window" not in setting]
+    recipe = load_recipe("shapes/draft", [*small, "algorithm.k=2"])[0]
+    CALLS["left"] = 3  # the evaluation of the base and two steps
+    with pytest.raises(RewardError, match="Start the server again"):
+        loop.train(recipe, run_of(recipe, tmp_path, "run"))
+    assert RunView.open(tmp_path / "run").checkpoints() == [2]

@@ -29,7 +29,8 @@ class HPSv3:
     """First output of head(h), h the last hidden state at a special token that ends the question; part `hpsv3_spread`.
 
     The second output, the part, is the model's uncertainty.  Source: HPSv3 (arXiv:2508.03789); verl-omni multiplies by
-    0.1.  The score depends on the wording of the question: for published numbers, give the published wording as `template`.
+    0.1.  The score depends on the wording of the question: for published numbers, give the published one, with its token,
+    as `template`.  Takes about 16 GB in bfloat16.
     """
 
     model: str = "MizzenAI/HPSv3"  # folder or Hub id[@revision] with the weights of everything
@@ -46,9 +47,7 @@ class HPSv3:
     differentiable: ClassVar[bool] = False
     range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     license: ClassVar[str] = "weights: see the card of MizzenAI/HPSv3; Apache-2.0 (Qwen2-VL-7B)"
-    facts: ClassVar[Facts] = Facts(
-        "HPSv3 (arXiv:2508.03789)", f"about {PIXELS} pixels, multiples of 28, shape kept", "16 GB in bfloat16"
-    )
+    facts: ClassVar[Facts] = Facts("HPSv3 (arXiv:2508.03789)", f"about {PIXELS} pixels, multiples of 28, shape kept")
 
     @property
     def model_id(self) -> str:
@@ -68,7 +67,7 @@ class HPSv3:
         outputs = []
         for start in range(0, len(samples), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            asked = [chat(processor, ask.replace("{prompt}", text)) for text in prompts.text[rows]]
+            asked = [chat(processor, ask.replace("{prompt}", text.replace(TOKEN, ""))) for text in prompts.text[rows]]
             batch = processor(images=as_pil(samples[rows]), text=asked, padding=True, return_tensors="pt")
             with torch.no_grad():
                 outputs.append(network(batch))
@@ -77,8 +76,9 @@ class HPSv3:
 
 
 def chat(processor: Any, text: str) -> str:
-    """A picture and the question as the conversation the base model knows, ended by the token at which the head reads."""
-    content = [{"type": "image"}, {"type": "text", "text": f"{text} {TOKEN}"}]
+    """A picture and the question as the conversation the base model knows; the token is added where there is none."""
+    asked = text if TOKEN in text else f"{text} {TOKEN}"
+    content = [{"type": "image"}, {"type": "text", "text": asked}]
     return processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
 
 

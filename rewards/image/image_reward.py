@@ -54,7 +54,7 @@ class ImageReward:
     range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     license: ClassVar[str] = "Apache-2.0 (ImageReward), BSD-3-Clause (BLIP)"
     facts: ClassVar[Facts] = Facts(
-        "ImageReward (arXiv:2304.05977)", "shortest side to 224, cut the center, CLIP's mean and std; 35 tokens", "about -2 to 2"
+        "ImageReward (arXiv:2304.05977)", "shortest side to 224, cut the center, CLIP's mean and std; 35 tokens", "mean 0, std 1"
     )
 
     @property

@@ -69,13 +69,10 @@ class PickScoreRank:
 
     name: ClassVar[str] = "pickscore_rank"
     reads: ClassVar[str] = "image"
+    differentiable: ClassVar[bool] = False  # through a call, yes; but the loop compares once every picture's graph is gone
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     license: ClassVar[str] = LICENSE
     facts: ClassVar[Facts] = Facts("PickScore (arXiv:2305.01569)", INPUT, "mean 1/K over a prompt's K pictures as probability")
-
-    @property
-    def differentiable(self) -> bool:
-        return self.how == "probability"
 
     @property
     def model_id(self) -> str:
