@@ -71,7 +71,7 @@ def test_algorithm_pulls_back_beyond_its_width(example):
 
 
 @of("algorithm")
-@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("toy", [name for name, toy in TOYS.items() if "logp" in toy.provides])
 def test_algorithm_has_a_finite_loss_on_every_policy(example, toy):
     policy, objective = TOYS[toy](), example.SimplePO().objective()
     check_fit("simple_po", objective, policy.provides, toy)
