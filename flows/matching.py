@@ -64,7 +64,7 @@ class MatchingPolicy:
                 texts = rows.take(cut).text
                 noise = RowNoise([seeds[i] for i in cut], shape)
                 start = noise() if not inner.sampler.same_noise else inner._shared_start(group[list(cut)], step)
-                latents = denoise(inner.velocity(texts), inner.backbone.start(start.to(device), sigmas[0]), sigmas)
+                latents = denoise(inner.velocity(texts), inner.start(start.to(device), sigmas[0]), sigmas)
                 images.append(inner.backbone.decode(latents))
                 if finished is not None:
                     finished(rows.take(cut), images[-1])

@@ -78,7 +78,7 @@ class DenoisePolicy:
                 steps: list[Taken] = []
                 latents = denoise(
                     self.velocity(rows.take(cut).text),
-                    self.backbone.start(start.to(self.device), sigmas[0]),
+                    self.start(start.to(self.device), sigmas[0]),
                     sigmas,
                     levels=levels,
                     kernel=KERNELS[self.sampler.kernel],
@@ -153,7 +153,7 @@ class DenoisePolicy:
         done = []
         for part in range(0, len(texts), micro):
             start = RowNoise(seeds[part : part + micro], self.backbone.latent_shape)().to(self.device)
-            begin = self.backbone.start(start, sigmas[0])
+            begin = self.start(start, sigmas[0])
             done.append(self.backbone.decode(denoise(self.velocity(texts[part : part + micro]), begin, sigmas)))
         return torch.cat(done)
 
@@ -165,7 +165,7 @@ class DenoisePolicy:
         sigmas, noise = self.grid(self.sampler.steps), RowNoise(seeds, self.backbone.latent_shape)
         velocity = self.velocity(texts)
         with torch.no_grad():
-            begin = self.backbone.start(noise().to(self.device), sigmas[0])
+            begin = self.start(noise().to(self.device), sigmas[0])
             x = denoise(velocity, begin, sigmas[: cut.start + 1])
         kept = sigmas[[cut.start, -1]] if cut.predict else sigmas[cut.start :]
         ends = [denoise(velocity, x, kept, remember=False)]
@@ -190,13 +190,19 @@ class DenoisePolicy:
 
         return guided
 
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """x at the grid's first sigma: the noise itself, unless the backbone says otherwise."""
+        own = getattr(self.backbone, "start", None)
+        return noise if own is None else own(noise, sigma)
+
     def grid(self, steps: int) -> Tensor:
         """The sigma grid of the recipe, the same in rollout, replay and evaluation."""
         if self.sampler.grid == "even":
-            if self.backbone.top < 1:
+            top = getattr(self.backbone, "top", 1.0)
+            if top < 1:
                 raise ConfigError(
                     f"recipe.sampler.grid: expected pipeline for {self.backbone.name}, whose noise ends at sigma "
-                    f"{self.backbone.top:.3f}, got even, which starts at 1. Remove the setting."
+                    f"{top:.3f}, got even, which starts at 1. Remove the setting."
                 )
             return even_grid(steps, self.sampler.grid_shift)
         return self.backbone.sigmas(steps)

@@ -113,11 +113,9 @@ class Recipe:
             warnings.append("train.mixed_precision is fp16: gradients are not rescaled and small ones vanish; prefer bf16")
         published = "published are 8 prompts × 8 samples on one GPU, 48 × 24 in full"
         if self.train.groups_per_step < 8:
-            warnings.append(
-                f"train.groups_per_step is {self.train.groups_per_step}: few prompts make a noisy gradient; {published}"
-            )
+            warnings.append(f"train.groups_per_step is {self.train.groups_per_step}: a noisy gradient; {published}")
         if self.train.group_size < 8:
-            warnings.append(f"train.group_size is {self.train.group_size}: small groups make noisy advantages; {published}")
+            warnings.append(f"train.group_size is {self.train.group_size}: noisy advantages; {published}")
         return warnings
 
     def _check_differentiable(self) -> None:

@@ -31,7 +31,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     """Run the recipe to its end or to a requested stop, from the run's latest checkpoint -> the final state's name."""
     processes = Processes(mixed_precision=recipe.train.mixed_precision, report_to=recipe.report_to, folder=str(run.folder / "logs"))
     _seed_everything(recipe.seed)
-    parts = build_parts(recipe, processes.shard)
+    parts = build_parts(recipe, processes.shard) if processes.sharded else build_parts(recipe)
     model, parts.optimizer = processes.prepare(parts.policy.model, parts.optimizer)  # type: ignore[attr-defined]
     if model is not parts.policy.model:  # type: ignore[attr-defined]
         parts.policy.backbone.training_network = model  # type: ignore[attr-defined]

@@ -17,7 +17,6 @@ class Flux:
     """Latents [L, 4C] with L = (H/16)·(W/16) tokens; the network takes sigma in [0, 1]."""
 
     name = "flux"
-    top = 1.0
     lora_targets = (*ATTENTION, *FEED_FORWARD)
 
     def __init__(self, pipeline, *, resolution: int | None = None, text_length: int = 512, embedded_guidance: float = 3.5):
@@ -34,9 +33,6 @@ class Flux:
             texts, None, device=encoder_device(self.pipeline), max_sequence_length=self.text_length
         )
         return {"embeds": embeds, "pooled": pooled}
-
-    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        return noise
 
     def velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.pipeline.transformer

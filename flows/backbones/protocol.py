@@ -10,17 +10,18 @@ Condition = dict[str, Tensor]  # every entry [N, ...], one row per sample
 
 
 class Backbone(Protocol):
-    """A model in the conventions of diffusers' flows: sigma 1 is noise, the velocity is e - x0 (`flows.diffusion` for others)."""
+    """A model in the conventions of diffusers' flows: sigma 1 is noise, the velocity is e - x0 (`flows.diffusion` for others).
+
+    Optional: `top`, the largest sigma it was trained on, if below 1; `start(noise, sigma)`, x at the grid's first sigma.
+    """
 
     name: str
     network: nn.Module  # what is trained; may be replaced by its distributed wrapper
     latent_shape: tuple[int, ...]
     lora_targets: tuple[str, ...]  # as published for this model
     pipeline: Any  # the diffusers pipeline, for saving
-    top: float  # largest sigma the network was trained on; 1 for flows
 
     def encode(self, texts: list[str]) -> Condition: ...
-    def start(self, noise: Tensor, sigma: Tensor) -> Tensor: ...  # x at the grid's first sigma, from unit noise
     def velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...  # images [N, 3, H, W] float32 in [0, 1]
     def sigmas(self, steps: int) -> Tensor: ...  # [steps + 1] of the pipeline's own scheduler

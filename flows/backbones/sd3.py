@@ -18,7 +18,6 @@ class SD3:
     """Latents [C, H/8, W/8] (times the autoencoder's own factor), timestep 1000·sigma, true classifier-free guidance."""
 
     name = "sd3"
-    top = 1.0
     lora_targets = LORA_TARGETS
 
     def __init__(self, pipeline, *, resolution: int | None = None, text_length: int = 256) -> None:
@@ -41,9 +40,6 @@ class SD3:
             max_sequence_length=self.text_length,
         )
         return {"embeds": embeds, "pooled": pooled}
-
-    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        return noise
 
     def velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         dtype = self.pipeline.transformer.dtype
