@@ -2,6 +2,7 @@
 
 PROMPTS = {
     "file": "studio.prompts.source:FilePrompts",
+    "lettering": "studio.prompts.lettering:LetteringPrompts",
     "geneval": "studio.prompts.geneval:GenEvalPrompts",
     "edit": "studio.prompts.edit:EditPrompts",
     "dataset": "studio.prompts.dataset:DatasetPrompts",
