@@ -9,7 +9,7 @@ from pydantic import Field
 
 from flows.blueprint import find
 from flows.load import Model, build_policy
-from flows.sampler import Sampler
+from flows.sampler import Sampler, Window
 
 if TYPE_CHECKING:
     from flows.matching import MatchingPolicy
@@ -118,6 +118,12 @@ class Match:
         """Network calls per sample: the ODE and the sampling weights' opinion of the points, and one replay."""
         guided, points = (2 if self.sampler.guidance > 1 else 1), self.sampler.points or self.sampler.steps
         return {"rollout": guided * (self.sampler.steps + points), "replay": guided * points}
+
+    def memory(self, recipe: Any, processes: int) -> str | None:
+        """Estimated memory of one GPU, in words: that of as many noisy steps as there are points."""
+        own = self.sampler
+        window = Window(size=min(own.points or own.steps, own.steps - 1))
+        return _memory(self.model, Sampler(steps=own.steps, guidance=own.guidance, window=window), recipe, processes)
 
     def build(self, seed: int) -> MatchingPolicy:
         from flows.matching import MatchingPolicy
