@@ -156,6 +156,7 @@ def test_a_job_has_the_exit_code_of_its_command():
 
 @pytest.mark.slow
 def test_a_real_job_on_this_machine(tmp_path):
-    submitit = pytest.importorskip("submitit")
+    import submitit
+
     job = submit(["list", "recipes"], logs=tmp_path, nodes=1, gpus=0, minutes=5, options={}, where="local")
     assert submitit.LocalJob(tmp_path / job, job).result() == 0

@@ -36,7 +36,6 @@ def rendered(*words: str, color=(0, 0, 0)) -> torch.Tensor:
     ],
 )
 def test_formula_by_hand(read, target, score):
-    pytest.importorskip("rapidfuzz")
     assert ocr_score(read, target) == pytest.approx(score)
 
 
@@ -60,7 +59,6 @@ def test_a_prompt_that_asks_for_no_text_is_refused_before_sampling():
 
 
 def test_the_real_engine_reads_rendered_words():
-    pytest.importorskip("rapidocr")
     images = torch.cat([rendered("Hello", "Hello", color=(200, 0, 0)), torch.ones(1, 3, 96, 320)])
     scores = Ocr()(images, prompts('a sign that says "Hello"', 'a sign that says "Bridge"', 'a sign that says "Hello"'))
     right, wrong, blank = scores.value.tolist()
@@ -73,7 +71,6 @@ def test_a_picture_that_breaks_the_engine_is_missing_and_not_zero(monkeypatch):
         return None if picture.mean() < 10 else ["hello"]
 
     monkeypatch.setitem(ocr_engines.ENGINES, "rapidocr", lambda: fragile)
-    pytest.importorskip("rapidfuzz")
     images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
     scores = Ocr()(images, prompts("hello", "hello"))
     assert scores.present.tolist() == [False, True] and scores.value[1] == 1
@@ -109,7 +106,6 @@ def fake_tesseract(folder, body: str, monkeypatch) -> None:
 
 
 def test_tesseract_is_asked_with_a_png_on_stdin(tmp_path, monkeypatch):
-    pytest.importorskip("rapidfuzz")
     fake_tesseract(tmp_path, f'cat > {tmp_path}/in.png; echo "$@" > {tmp_path}/args; echo "Hel lo"; echo', monkeypatch)
     images = rendered("x")
     assert Ocr("tesseract")(images, prompts('"Hello"')).value.tolist() == [1.0]

@@ -107,7 +107,10 @@ def test_the_command_is_named():
 
 
 def test_every_dependency_is_pinned_within_its_bounds():
-    for name, requirement in declared("dev").items():
+    own = canonicalize_name(PROJECT["name"])  # `dev` asks for other extras of this project
+    for name, requirement in declared("dev", "ocr", "data", "slurm").items():
+        if name == own:
+            continue
         assert name in PINS, f"{name} is not in constraints.txt"
         assert requirement.specifier.contains(PINS[name]), f"{requirement} against {PINS[name]}"
 

@@ -277,7 +277,8 @@ def test_what_is_no_local_dataset_is_refused_and_never_fetched(tmp_path, monkeyp
 
 
 def test_saved_datasets_and_local_files(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     table = datasets.Dataset.from_dict({"caption": ["a", "b", "c"], "n": [1, 2, 3]})
     datasets.DatasetDict(train=table, validation=datasets.Dataset.from_dict({"caption": ["c"], "n": [3]})).save_to_disk(
         tmp_path / "saved"

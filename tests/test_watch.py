@@ -110,11 +110,11 @@ class Brightness:
 @pytest.mark.parametrize("micro", [1, 3, 5, 7, 100])
 def test_a_test_set_that_does_not_divide_the_batch_is_weighted_by_its_rows(micro):
     """Seven prompts in batches of three are 3 + 3 + 1; the mean of three batch means would count the last one thrice."""
+    from studio.schema import Weighted
     from studio.scoring import Scorer
     from studio.seeds import row_seed
 
-    scorer = Scorer({})
-    scorer.rewards, scorer.weights = {"bright": Brightness()}, {"bright": 1.0}
+    scorer = Scorer({"bright": Weighted("bright", 1.0, Brightness())})
     policy, texts = Painted(micro), list("abcdefg")
     seen = evaluate(policy, Prompts(texts, texts, [{}] * 7), scorer, Scorer({}), seed=3)
     by_hand = sum(row_seed(3, text, 0) % 1000 / 1000 for text in texts) / 7

@@ -94,8 +94,6 @@ LOCAL = sorted(REWARDS.keys() - {"vlm_judge", "unified_reward", "deqa", "remote"
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_every_reward_scores_a_folder(name, models, folder, monkeypatch):
-    if name == "ocr":
-        pytest.importorskip("rapidocr")
     monkeypatch.setattr("rewards.image.hpsv3.PIXELS", 16 * 16)
     said = score(name, models, folder)
     values = [row[name] for row in said["files"]]
