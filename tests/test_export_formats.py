@@ -306,3 +306,22 @@ def test_an_import_that_would_not_answer_as_its_folder_is_refused(tmp_path, monk
     with pytest.raises(ExportError, match="expected the answers of the PEFT folder"):
         import_lora(folder, tmp_path / "out", base=load_backbone(MODEL))
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "resolution"),
+    [("tiny-sd3", "transformer.", 16), ("tiny-flux", "transformer.", 32), ("tiny-sdxl", "unet.", 16)],
+)
+def test_the_lora_of_every_backbone_comes_back_through_stock_loading(tmp_path, name, prefix, resolution):
+    """`write_lora` drops the adapters, loads its own file with diffusers and compares velocities."""
+    model = Model(random=name, resolution=resolution, device="cpu", lora=Lora(rank=4, alpha=8.0))
+    policy = build_policy(model, Sampler(steps=3, eval_steps=3, kernel="ddim"), seed=0)
+    draws = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draws))
+    written = write_lora(policy, tmp_path)
+    assert written.error <= 1e-6 and written.effect > 1e-3
+    keys, prefix = load_file(tmp_path / LORA_FILE), "unet." if name == "tiny-sdxl" else "transformer."
+    assert keys and all(key.startswith(prefix) for key in keys)
+    assert (tmp_path / COMFY_FILE).exists() is (prefix == "unet.")
