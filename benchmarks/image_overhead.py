@@ -1,7 +1,8 @@
 """Wall time of one GRPO-Guard iteration over the time of the bare network calls it cannot do without.
 
-Bare: the same forwards (rollout steps, no gradient) and the same forward-backward of the replay, on the same batch shapes, plus
-decoding nothing, scoring nothing, stepping nothing. Both are timed in turn in one process; the medians are compared.
+Bare, on the same batch shapes: the text encoders once per prompt, the denoiser's rollout steps without gradient, the decoder, and
+forward and backward of the replay; no sampler arithmetic, no record, no scoring, no statistics, no optimizer. `denoiser_only`
+compares with the denoiser's calls alone. Timed in turn in one process; medians over pairs.
 
     python -m benchmarks.image_overhead
 """
@@ -39,21 +40,24 @@ def main() -> None:
     parts = build_parts(recipe)
     with tempfile.TemporaryDirectory() as folder:
         processes = Processes(folder=folder)
-        whole, bare = [], []
+        whole, denoiser, others = [], [], []
         for turn in range(given.rounds + 1):  # the first turn warms up
             whole.append(timed(lambda turn=turn: iterate(recipe, parts, processes, turn)))
-            bare.append(timed(lambda: network_calls(recipe, parts)))
+            denoiser.append(timed(lambda: denoiser_calls(recipe, parts)))
+            others.append(timed(lambda: other_calls(recipe, parts)))
     parts.rewards.close()
     parts.held_out.close()
-    iteration, network = statistics.median(whole[1:]), statistics.median(bare[1:])
-    pairs = [a / b for a, b in zip(whole[1:], bare[1:], strict=True)]
+    turns = list(zip(whole, denoiser, others, strict=True))[1:]
+    pairs = [a / (b + c) for a, b, c in turns]
     print(
         json.dumps(
             {
                 "overhead": statistics.median(pairs),
                 "overhead_range": [min(pairs), max(pairs)],
-                "iteration_s": iteration,
-                "network_s": network,
+                "denoiser_only": statistics.median(a / b for a, b, _ in turns),
+                "iteration_s": statistics.median(a for a, _, _ in turns),
+                "denoiser_s": statistics.median(b for _, b, _ in turns),
+                "encoders_and_decoder_s": statistics.median(c for _, _, c in turns),
             }
         )
     )
@@ -65,8 +69,20 @@ def iterate(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> No
     update(recipe, parts, processes, rollout, parts.policy.model, first=False)  # type: ignore[attr-defined]
 
 
-def network_calls(recipe: Recipe, parts: Parts) -> None:
-    """Only the network: every rollout forward, and the forward and backward of the replay."""
+@torch.no_grad()
+def other_calls(recipe: Recipe, parts: Parts) -> None:
+    """Text encoders, one prompt at a time as the loop calls them, and the decoder on every picture."""
+    backbone, train = parts.policy.backbone, recipe.train  # type: ignore[attr-defined]
+    for number in range(train.groups_per_step):
+        backbone.encode([f"two red circles left of {number} blue squares"])
+    rows = train.groups_per_step * train.group_size // train.gradient_accumulation_steps
+    latents = torch.randn(rows, *backbone.latent_shape, device=parts.policy.device)  # type: ignore[attr-defined]
+    for _ in range(train.gradient_accumulation_steps):
+        backbone.decode(latents)
+
+
+def denoiser_calls(recipe: Recipe, parts: Parts) -> None:
+    """Only the denoiser: every rollout forward, and the forward and backward of the replay."""
     policy, train = parts.policy, recipe.train
     sampler = recipe.policy.options.sampler
     rows = train.groups_per_step * train.group_size // train.gradient_accumulation_steps
