@@ -37,7 +37,8 @@ class Train:
     group_size: Annotated[int, Field(ge=2)] = 12  # samples per prompt; a group of one has no advantage
     gradient_accumulation_steps: Positive = 1  # parts that each process samples and replays one after the other
     split_steps: bool = False  # replay one decision position at a time: the rollout's own batch shape, memory of one step
-    epochs: Positive = 1  # passes over a rollout, one optimizer step each
+    epochs: Positive = 1  # passes over a rollout
+    minibatches: Positive = 1  # optimizer steps of a pass, each on its share of the rows
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -135,6 +136,18 @@ class Recipe:
                 f"divide by processes × gradient_accumulation_steps = {processes} × {train.gradient_accumulation_steps} = {parts}, "
                 f"got a remainder of {rows % parts}. Change one of the four."
             )
+        larger, smaller = sorted((train.gradient_accumulation_steps, train.minibatches), reverse=True)
+        if larger % smaller or rows % (processes * larger):
+            raise ConfigError(
+                f"recipe.train.minibatches: expected a divisor or a multiple of gradient_accumulation_steps = "
+                f"{train.gradient_accumulation_steps} that divides the {rows // processes} rows of a process, got "
+                f"{train.minibatches}. Change one of the two."
+            )
+        if train.minibatches > 1 and getattr(self.objective(), "span", "batch") == "batch":
+            raise ConfigError(
+                f"recipe.train.minibatches: expected 1 for algorithm {self.algorithm.name!r}, which takes one step on the whole "
+                f"batch, got {train.minibatches}. Set it to 1."
+            )
 
 
 def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> tuple[Recipe, str]:
@@ -181,8 +194,8 @@ def plan(recipe: Recipe, processes: int = 1) -> dict[str, Any]:
         "samples per step": rows,
         "samples per process": rows // processes,
         "samples per part": rows // processes // train.gradient_accumulation_steps,
-        "optimizer steps per iteration": train.epochs,
-        "optimizer steps in all": train.steps * train.epochs,
+        "optimizer steps per iteration": train.epochs * train.minibatches,
+        "optimizer steps in all": train.steps * train.epochs * train.minibatches,
         "forwards per step (rollout)": int(rows * calls["rollout"]),
         "forwards per step (replay, with backward)": int(rows * calls["replay"] * train.epochs),
         **({"memory per GPU (estimate)": needed} if needed else {}),

@@ -21,35 +21,49 @@ from studio.types import Rollout
 
 
 def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, *, first: bool) -> dict[str, float]:
-    """`epochs` optimizer steps on a rollout -> metrics."""
+    """`epochs` passes over a rollout, one optimizer step per minibatch -> metrics of the last pass."""
     rollout, everyone, mine = batch.rollout, batch.everyone, batch.mine
     credit = assign_credit(parts.objective, everyone).at(mine)  # type: ignore[arg-type]
-    pieces = recipe.train.gradient_accumulation_steps if parts.objective.span != "batch" else 1
     sums: list[dict[str, Tensor]] = []
     by_step: list[dict[str, Tensor]] = []
-    norm = 0.0
+    norm, minibatches = 0.0, recipe.train.minibatches
     for epoch in range(recipe.train.epochs):
-        pieces_of = [(rows, steps) for rows in cuts(rollout, pieces) for steps in positions(rollout, recipe.train.split_steps)]
         sums, by_step = [], []
-        for index, (rows, steps) in enumerate(pieces_of):
-            chunk, share, last = rollout.at(rows, steps), credit.at(rows, steps), index == len(pieces_of) - 1
-            with processes.synchronized(model, last), processes.autocast():
-                new = parts.policy.evaluate(chunk)
-                watch_gradient(new)
-                loss, stats = policy_loss(parts.objective, new, chunk, share)
-            processes.backward(loss, last=last, model=model)
-            sums.append(stats)
-            by_step.append(placed(step_sums(parts.objective, new, chunk, share), steps, rollout.mask.shape[1]))
-        reduced = _reduce(total(sums), processes)
-        if first and epoch == 0:
-            _check_first_replay(reduced[LARGEST].item(), recipe.train.ratio_tolerance)
-        norm = optimize(recipe, parts, reduced["loss/total"].item())
+        for number, pieces in enumerate(minibatches_of(rollout, recipe, parts.objective.span)):
+            done: list[dict[str, Tensor]] = []
+            for index, (rows, steps) in enumerate(pieces):
+                chunk, share, last = rollout.at(rows, steps), credit.at(rows, steps), index == len(pieces) - 1
+                with processes.synchronized(model, last), processes.autocast():
+                    new = parts.policy.evaluate(chunk)
+                    watch_gradient(new)
+                    loss, stats = policy_loss(parts.objective, new, chunk, share)
+                # weights add up over the whole rollout: a minibatch of an m-th of it takes a step of full length
+                processes.backward(loss * minibatches, last=last, model=model)
+                done.append(stats)
+                by_step.append(placed(step_sums(parts.objective, new, chunk, share), steps, rollout.mask.shape[1]))
+            reduced = _reduce(total(done), processes)
+            if first and epoch == number == 0:
+                _check_first_replay(reduced[LARGEST].item(), recipe.train.ratio_tolerance)
+            norm = optimize(recipe, parts, reduced["loss/total"].item())
+            sums += done
     parts.behavior.step()
     steps = {name: processes.sum(value) for name, value in total(by_step).items()}
-    if "gradient" in steps:
-        steps["gradient"] = steps["gradient"] / processes.world**2  # `backward` multiplies the loss by the number of processes
+    if "gradient" in steps:  # of the loss as it was differentiated
+        steps["gradient"] = steps["gradient"] / (processes.world * minibatches) ** 2
     values = {name: float(value) for name, value in metrics(_reduce(total(sums), processes)).items()}
     return reward_metrics(everyone) | values | {"loss/grad_norm": norm} | step_metrics(steps)
+
+
+def minibatches_of(rollout: Rollout, recipe: Recipe, span: str) -> list[list[tuple[slice, slice]]]:
+    """The rows of each optimizer step, in the parts that are replayed one after the other; a group stays together where it can."""
+    train = recipe.train
+    pieces = max(1, train.gradient_accumulation_steps // train.minibatches) if span != "batch" else 1
+    found = []
+    for whole in cuts(rollout, train.minibatches):
+        inner = cuts(rollout.at(whole), pieces)
+        rows = [slice(whole.start + part.start, min(whole.start + part.stop, whole.stop)) for part in inner]
+        found.append([(part, steps) for part in rows for steps in positions(rollout, train.split_steps)])
+    return found
 
 
 def optimize(recipe: Recipe, parts: Parts, loss: float) -> float:

@@ -14,7 +14,7 @@ import studio.update as updating
 from studio.config import dump
 from studio.core import assign_credit
 from studio.dist import Processes
-from studio.errors import DivergedError, RewardError
+from studio.errors import ConfigError, DivergedError, RewardError
 from studio.recipe import load_recipe
 from studio.rollout import sample
 from studio.run import Run, RunView, request
@@ -278,3 +278,48 @@ def test_the_averaged_weights_are_saved_and_the_trained_ones_kept(tmp_path, buil
     assert any(not torch.equal(saved[i], trained[i]) and not torch.equal(saved[i], before[i]) for i in far)
     for p, shadow in zip(saved, parts.average.model.shadow_params, strict=True):
         assert torch.equal(p, shadow)
+
+
+def test_minibatches_are_steps_of_full_length_on_their_share(tmp_path):
+    """Two minibatches of whole groups: each step is that of an iteration whose rollout is this half alone."""
+    size = ("train.groups_per_step=2", "train.group_size=4", "train.ema=0", "train.max_grad_norm=1e9")
+    recipe = tiny(*size, "train.minibatches=2")
+    parts, processes = loop.build_parts(recipe), Processes()
+    batch, _ = sample(recipe, parts, processes, 0)
+    start = [p.detach().clone() for p in parts.policy.trainable()]
+    values = updating.update(recipe, parts, processes, batch, parts.policy.model, first=True)
+    moved = [p.detach().clone() for p in parts.policy.trainable()]
+
+    other = loop.build_parts(recipe)
+    credit = assign_credit(other.objective, batch.everyone)
+    for half in (slice(0, 4), slice(4, 8)):
+        alone = batch.rollout.at(half)
+        own = assign_credit(other.objective, alone)  # advantages of the group, weights that add up to 1 over it
+        assert torch.allclose(own.weight, 2 * credit.at(half).weight)
+        loss, _ = updating.policy_loss(other.objective, other.policy.evaluate(alone), alone, own)
+        loss.backward()
+        other.optimizer.step()
+        other.optimizer.zero_grad(set_to_none=True)
+    parts.rewards.close(), other.rewards.close()
+    assert not all(torch.equal(a, b) for a, b in zip(start, moved, strict=True))
+    for a, b in zip(moved, other.policy.trainable(), strict=True):
+        torch.testing.assert_close(a, b.detach(), atol=1e-7, rtol=0)
+    assert values["ratio/largest"] > 0  # the second half meets a policy that has moved
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("train.minibatches=3",), "divides the 16 rows of a process, got 3"),
+        (("train.minibatches=4", "train.gradient_accumulation_steps=8"), None),
+        (("train.minibatches=8", "train.gradient_accumulation_steps=2"), None),
+        (("train.minibatches=2", "algorithm=draft", "rewards={clip: 1.0}"), "takes one step on the whole batch, got 2"),
+    ],
+)
+def test_minibatches_that_do_not_divide(overrides, words):
+    recipe = tiny("train.groups_per_step=2", "train.group_size=8", *overrides)
+    if words is None:
+        recipe.check()
+        return
+    with pytest.raises(ConfigError, match=words):
+        recipe.check()
