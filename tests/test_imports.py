@@ -50,7 +50,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.run": (*BASE, *(f"studio.{name}" for name in ("config", "files", "process", "layout", "samples", "run_view"))),
     **{
         f"studio.{name}": (*OURS,)
-        for name in ("cli", "doctor", "demo", "launch", "worker", "compare", "draw", "export", "push", "slurm")
+        for name in ("cli", "commands", "doctor", "demo", "launch", "worker", "compare", "draw", "export", "push", "slurm")
     },
     "studio.card": (*BASE, *(f"studio.{name}" for name in ("recipe", "run", "layout", "license", "results"))),
     "studio.license": BASE,
@@ -71,7 +71,7 @@ LIGHT = (
     "studio.types",
     "studio.protocols",
 )
-LIGHT += ("studio.cli", "studio.algorithms", "studio.prompts", "rewards", "flows", "ui", "ui.app")
+LIGHT += ("studio.cli", "studio.commands.shared", "studio.algorithms", "studio.prompts", "rewards", "flows", "ui", "ui.app")
 OPTIONAL = ("xformers", "open_clip", "gradio", "rapidocr", "onnxruntime", "rapidfuzz", "gymnasium_robotics", "wandb", "submitit")
 
 

@@ -1,0 +1,171 @@
+"""Commands that make runs and look at them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from studio.commands.shared import HERE, OVERRIDES, Json, Many, Name, RecipeName, RunName, Runs, Style, app, first, say, table
+from studio.errors import ConfigError
+
+
+@app.command(context_settings=OVERRIDES)
+def demo(ctx: typer.Context, runs: Runs = HERE, name: Name = None, progress: Style = "auto", prompts: int = 256) -> None:
+    """Align the bundled pipeline with GRPO-Guard, compare before and after, write the report."""
+    from studio.demo import run_demo
+
+    code = run_demo(ctx.args, runs=runs, name=name, progress=progress, prompts=prompts)
+    raise typer.Exit(code)
+
+
+@app.command(context_settings=OVERRIDES)
+def train(
+    ctx: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(help="A bundled recipe or a YAML file; not needed with --resume.")] = None,
+    runs: Runs = HERE,
+    name: Name = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run --name from its last checkpoint.")] = False,
+    processes: Many = 1,
+    progress: Style = "auto",
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between plain progress lines.")] = 1,
+    profile: Annotated[str | None, typer.Option("--profile", help="ddp, fsdp2, multi-node, or an accelerate file.")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, each with so many processes; run this on each.")] = 1,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit as a SLURM job instead (extra: slurm).")] = False,
+    slurm_option: Annotated[list[str] | None, typer.Option("--slurm-option", help="key=value, e.g. slurm_partition=gpu.")] = None,
+    minutes: Annotated[int, typer.Option(min=1, help="Time limit of a SLURM job.")] = 24 * 60,
+) -> None:
+    """Train a recipe; `key=value` arguments change any field of it."""
+    from studio.launch import join_run, open_run, start
+    from studio.nodes import cluster, profile_file
+
+    if slurm:
+        from studio.config import apply_overrides
+        from studio.slurm import arguments, submit
+
+        if profile:
+            profile_file(profile)
+        same = arguments(recipe, ctx.args, runs=runs, name=name, resume=resume, gpus=processes, nodes=nodes, profile=profile)
+        options = apply_overrides({}, slurm_option or [])
+        job = submit(same, logs=runs / "slurm", nodes=nodes, gpus=processes, minutes=minutes, options=options)
+        say(f"submitted as job {job}; logs in {runs / 'slurm'}")
+        return
+    where = cluster(processes, nodes, profile)
+    if where.rank > 0:
+        raise typer.Exit(start(*join_run(runs, name), where=where, progress="none"))
+    run, parsed = open_run(recipe, ctx.args, runs=runs, run_name=name, resume=resume, processes=where.total)
+    say(f"run {run.folder}")
+    code = start(run, parsed, where=where, progress=progress, log_every=log_every)
+    if code == 0:
+        from studio.report import write_report
+
+        say(f"report {write_report(run.folder)}")
+        print(run.folder)
+    raise typer.Exit(code)
+
+
+@app.command(context_settings=OVERRIDES)
+def check(ctx: typer.Context, recipe: RecipeName, processes: Many = 1, as_json: Json = False) -> None:
+    """What would run: batch plan, network calls, needs and provides, warnings; loads no model."""
+    from studio.recipe import load_recipe, plan
+
+    parsed, _ = load_recipe(recipe, ctx.args)
+    warnings = parsed.check(processes, prompts=False)
+    try:
+        warnings += parsed.prompts.options.check()
+    except ConfigError as missing:  # a recipe for prompts of your own: what it plans can be seen before they are there
+        warnings.append(str(missing))
+    facts = plan(parsed, processes) | {
+        f"{parsed.algorithm.name} needs": ", ".join(sorted(parsed.objective().needs)) or "nothing",
+        f"{parsed.policy.name} provides": ", ".join(sorted(parsed.policy.options.provides)),
+        "rewards": ", ".join(f"{name} × {block.weight:g}" for name, block in parsed.rewards.items()),
+        "held out": ", ".join(parsed.held_out) or "none",
+    }
+    if as_json:
+        print(json.dumps(facts | {"warnings": warnings}))
+        return
+    table("check", [(name, str(value)) for name, value in facts.items()])
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
+@app.command(name="list")
+def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, rewards, policies")]) -> None:
+    """Recipes, algorithms with the policies they run on, rewards, policies."""
+    from studio.registry import lookup, names
+
+    if kind == "recipes":
+        from studio.recipe import describe, recipe_names
+
+        table(kind, [(name, describe(name)) for name in recipe_names()])
+    elif kind == "algorithms":
+        rows = []
+        for name in names("algorithm"):
+            algorithm = lookup("algorithm", name)
+            needs = algorithm().objective().needs
+            fits = [policy for policy in names("policy") if needs <= lookup("policy", policy).provides]
+            rows.append((name, f"{first(algorithm)}  [runs on: {', '.join(fits) or 'no policy of this version'}]"))
+        table(kind, rows)
+    elif kind in ("rewards", "policies"):
+        single = {"rewards": "reward", "policies": "policy"}[kind]
+        from rewards.facts import one_line
+
+        facts = {name: one_line(lookup(single, name)()) if kind == "rewards" else "" for name in names(single)}
+        table(kind, [(name, first(lookup(single, name)) + (facts[name] and f"  [{facts[name]}]")) for name in facts])
+    else:
+        raise ConfigError(f"list: expected recipes, algorithms, rewards or policies, got {kind!r}. Name one of them.")
+
+
+@app.command()
+def runs(runs: Runs = HERE, as_json: Json = False) -> None:
+    """All runs with their state and progress, newest first."""
+    from studio.run import list_runs
+
+    found = [(view, view.status) for view in list_runs(runs)]
+    if as_json:
+        print(json.dumps([{"name": view.name, **status} for view, status in found]))
+        return
+    table(
+        f"runs in {runs}",
+        [
+            (
+                view.name,
+                f"{status['label']}  step {status['step']}/{status['total_steps']}  {status.get('reason') or ''}",
+            )
+            for view, status in found
+        ],
+    )
+
+
+@app.command()
+def show(run: RunName, runs: Runs = HERE, as_json: Json = False) -> None:
+    """One run: settings, state, latest numbers."""
+    from studio.config import flatten
+    from studio.run import RunView
+
+    view = RunView.find(runs, run)
+    records, *_ = view.metrics()
+    latest: dict[str, Any] = {}
+    for record in records:
+        latest |= {name: value for name, value in record.items() if name != "t" and "@" not in name}
+    facts = {"folder": str(view.folder), **view.status, "checkpoints": view.checkpoints(), "summary": view.summary}
+    if as_json:
+        print(json.dumps(facts | {"latest": latest, "recipe": view.recipe}))
+        return
+    table(run, [(name, str(value)) for name, value in facts.items() if value not in (None, "")])
+    table("latest metrics", [(n, f"{v:.5g}" if isinstance(v, float) else str(v)) for n, v in sorted(latest.items())])
+    table("recipe", [(name, str(value)) for name, value in flatten(view.recipe).items()])
+
+
+@app.command()
+def stop(run: RunName, runs: Runs = HERE) -> None:
+    """Stop a run after its present step, with a checkpoint."""
+    from studio.run import RunView, request
+
+    view = RunView.find(runs, run)
+    if view.status["state"] not in ("queued", "starting", "running", "stopping"):
+        say(f"{run} is {view.status['state']} already")
+        return
+    request(view.folder, "stop")
+    say(f"{run} stops after its present step")

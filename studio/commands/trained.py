@@ -1,0 +1,123 @@
+"""Commands about trained models, rewards and this installation."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from studio.commands.shared import HERE, OVERRIDES, Json, RunName, Runs, app, say
+from studio.errors import ConfigError
+
+
+@app.command()
+def sample(
+    run: RunName,
+    runs: Runs = HERE,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Repeat for several; default: held-out prompts.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures in all.")] = 16,
+    seed: int = 0,
+    base: Annotated[bool, typer.Option("--base", help="The untrained weights.")] = False,
+) -> None:
+    """Pictures from the trained model -> a folder of PNG files with captions."""
+    from studio.draw import draw
+
+    print(draw(runs, run, prompt or [], count=count, seed=seed, base=base))
+
+
+@app.command()
+def evaluate(run: RunName, runs: Runs = HERE, prompts: int = 256, as_json: Json = False) -> None:
+    """Base and trained weights on held-out prompts, same seeds; writes summary.json and the report."""
+    from studio.demo import conclude
+    from studio.run import RunView
+
+    summary = conclude(RunView.find(runs, run).folder, prompts=prompts, quiet=as_json)
+    if as_json:
+        print(json.dumps(summary))
+
+
+@app.command(context_settings=OVERRIDES)
+def score(
+    ctx: typer.Context,
+    reward: Annotated[str, typer.Argument(help="A reward (`studio list rewards`).")],
+    folder: Annotated[Path, typer.Argument(help="Folder of images.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="One caption for all images.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A reward over a folder of images; `key=value` sets the reward's own options."""
+    from rewards.score import check_prompts, score_all
+    from studio.config import apply_overrides, component
+    from studio.score_folder import read_folder
+    from studio.scoring import parts_of
+
+    files, images, prompts = read_folder(folder, prompt)
+    judge = component("reward", reward, **apply_overrides({}, ctx.args)).options
+    check_prompts({reward: judge}, prompts)
+    parts = parts_of(score_all({reward: judge}, images, prompts))
+    rows = [{"file": file.name, **{k: float(v[i]) for k, v in parts.items()}} for i, file in enumerate(files)]
+    means = {name: part.nanmean().item() for name, part in parts.items()}
+    if as_json:
+        print(json.dumps({"mean": means, "files": rows}))
+        return
+    for row in rows:
+        print("  ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+    print("mean  " + "  ".join(f"{name} {value:.4f}" for name, value in means.items()))
+
+
+@app.command(context_settings=OVERRIDES)
+def serve(
+    ctx: typer.Context,
+    reward: Annotated[str, typer.Argument(help="A reward (`studio list rewards`).")],
+    host: Annotated[str, typer.Option(help="A public address needs STUDIO_REWARD_TOKEN in the environment.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 18080,
+    called: Annotated[str | None, typer.Option("--as", help="Name of the reward for clients.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per call of the reward.")] = 64,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests at once; more are told to come again.")] = 16,
+    megabytes: Annotated[int, typer.Option(min=1, help="Largest request.")] = 256,
+) -> None:
+    """A reward over HTTP for the reward `remote`; `key=value` sets the reward's own options."""
+    from rewards.server import Limits, RewardServer
+    from studio.config import apply_overrides, component
+
+    judge = component("reward", reward, **apply_overrides({}, ctx.args)).options
+    token, limits = os.environ.get("STUDIO_REWARD_TOKEN"), Limits(megabytes * 2**20, waiting, batch_size)
+    with RewardServer(judge, called or reward, host=host, port=port, token=token, limits=limits) as server:
+        say(f"serving {server.name} ({judge.license}), {'with' if token else 'without'} a token; stop with Ctrl-C")
+        print(server.url, flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("stopped")
+
+
+@app.command(context_settings=OVERRIDES)
+def pretrain(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="shapes")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for pipeline/, scorer/ and the card.")] = Path("shapes"),
+) -> None:
+    """How the bundled models were made: train them again from a seed."""
+    if recipe != "shapes":
+        raise ConfigError(f"pretrain: expected 'shapes', got {recipe!r}. It is the only bundled world.")
+    from flows.shapes.pretrain import Pretrain
+    from flows.shapes.pretrain import pretrain as make
+    from studio.config import apply_overrides, build
+
+    out.mkdir(parents=True, exist_ok=True)
+    make(out, build(Pretrain, apply_overrides({}, ctx.args), where="pretrain"), say)
+    print(out)
+
+
+@app.command()
+def doctor(runs: Runs = HERE) -> None:
+    """Check this installation."""
+    from studio.doctor import checks
+
+    bad = 0
+    for found in checks(runs):
+        print(f"{'ok ' if found.good else 'BAD'}  {found.name:20} {found.says}")
+        bad += not found.good
+    raise typer.Exit(3 if bad else 0)
