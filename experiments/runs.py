@@ -21,6 +21,8 @@ def run_once(root: Path, name: str, recipe: str, overrides: list[str]) -> list[d
         run, parsed = open_run(recipe, [] if resume else overrides, runs=root, run_name=name, resume=resume, processes=1)
         print(f"{name}: {recipe}", file=sys.stderr, flush=True)
         start(run, parsed, progress="plain", log_every=10)
+        if RunView.open(root / name).status["state"] != "finished":  # asked to stop: so is the experiment
+            sys.exit(f"{name} is not finished. The same command continues it.")
     return RunView.open(root / name).metrics().records
 
 
