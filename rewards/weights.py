@@ -1,8 +1,7 @@
-"""Weight files from a folder or the Hub's cache: tensors only, complete, of the revision that was named."""
+"""Weight files from a folder or the Hub's cache: safetensors only, complete, of the revision that was named."""
 
 from __future__ import annotations
 
-import pickle
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+# what a user runs, outside of this package, for a pickle that they trust
+CONVERT = (
+    'python -c "import sys, torch; from safetensors.torch import save_file; '
+    "w = torch.load(sys.argv[1], weights_only=True, map_location='cpu'); w = w.get('state_dict', w); "
+    'save_file({k: v.clone().contiguous() for k, v in w.items()}, sys.argv[2])"'
+)
+
 
 def split_revision(model: str) -> tuple[str, str | None]:
     """("owner/name", revision) of "owner/name@revision"; a folder, or a name without "@", has no revision."""
@@ -23,41 +29,45 @@ def split_revision(model: str) -> tuple[str, str | None]:
 
 
 def weight_file(model: str, name: str) -> Path:
-    """The file `name` of a folder, or of a Hub repository "owner/name[@revision]"; MissingError when it is not there."""
+    """A weight file of a folder, or of a Hub repository "owner/name[@revision]", as .safetensors; MissingError without it.
+
+    Some models are published as pickles, and reading one may run code: such a file is never opened here. `name` is the
+    published one, and what is read is the file of the same name that a user has converted.
+    """
     from huggingface_hub import hf_hub_download
 
     place, revision = split_revision(model)
+    safe = str(Path(name).with_suffix(".safetensors"))
     try:
         if is_folder(place):
-            if not (Path(place) / name).is_file():
-                raise FileNotFoundError(f"no file named {name} there.")
-            return Path(place) / name
-        return Path(hf_hub_download(place, name, revision=revision))
+            published = Path(place) / name
+            if not published.is_file() and not (Path(place) / safe).is_file():
+                raise FileNotFoundError(f"neither {safe} nor {name} there.")
+        else:
+            published = Path(hf_hub_download(place, name, revision=revision))
     except OSError as problem:  # not found, not cached, offline, gated: the Hub raises kinds of OSError
         first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise MissingError(f"reward model {model!r}: expected a file {name}, got {first} {fetch(place)}") from problem
+    found = published.with_suffix(".safetensors")
+    if not found.is_file():
+        raise MissingError(
+            f"reward model {published}: expected {found.name} beside it, got a pickle only, which may run code when opened. "
+            f"If you trust its origin, convert it once: {CONVERT} {published} {found}"
+        )
+    return found
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a torch file that holds nothing but tensors and plain values."""
-    import torch
+    """The tensors of a .safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        stored = torch.load(file, weights_only=True, map_location="cpu")
+        return load_file(file)
     except SafetensorError as problem:
         raise MissingError(
-            f"reward model {file}: expected a safetensors file, got a damaged one ({problem}). Fetch it again."
+            f"reward model {file}: expected a safetensors file, got a damaged one ({problem}). Fetch or convert it again."
         ) from problem
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as problem:
-        raise MissingError(
-            f"reward model {file}: expected a file of tensors only, got one that is damaged or would run code when opened. "
-            "Fetch the original again, or convert it to .safetensors where you trust it."
-        ) from problem
-    return stored.get("state_dict", stored) if isinstance(stored, dict) else stored
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:

@@ -45,6 +45,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _read_yaml(text: str) -> Any:
+    """`yaml.safe_load` with the loader above: plain values only, no Python objects."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError with the line when it is not readable."""
     try:
@@ -59,7 +68,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """The mapping in a YAML text; `where` names it in errors."""
     try:
-        data = yaml.load(text, Loader=_Loader)
+        data = _read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_problem(where, error)) from error
     data = {} if data is None else data
@@ -94,7 +103,7 @@ def _override(data: dict[str, Any], override: str) -> str | None:
     if not equals or not all(re.fullmatch(r"[\w-]+", key) for key in keys):
         return f"override {override!r}: expected key=value such as train.steps=40. Write the path with dots, no blanks."
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = _read_yaml(text)
     except yaml.YAMLError:
         return f"override {override!r}: expected a YAML value after '=', got {text!r}. Quote it."
     node = data

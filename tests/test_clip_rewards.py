@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from zoo import TWO, prompts, raises_its_score, save_clip, save_head, save_siglip, smooth
 
 from rewards.cached import Cached
@@ -174,18 +177,26 @@ def test_aesthetic_gradient(clip, head):
     raises_its_score(aesthetic(clip, head[0]))
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_file_that_would_run_code_is_refused(clip, tmp_path):
+def test_a_pickle_is_never_opened_and_the_way_out_works(clip, head, tmp_path):
+    """Not even one of tensors only: the message has the command that converts a file which the user trusts."""
+
     class Danger:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
     (tmp_path / "head.pth").write_bytes(pickle.dumps({"layers.0.weight": Danger()}))
-    torch.save({"layers.0.weight": Danger()}, tmp_path / "zip.pth")
-    for file in ("head.pth", "zip.pth"):
-        with pytest.raises(MissingError, match="would run code when opened"):
-            aesthetic(clip, tmp_path, file)(torch.rand(1, 3, 32, 32), prompts("x"))
+    with pytest.raises(MissingError, match="expected head.safetensors beside it, got a pickle only"):
+        aesthetic(clip, tmp_path)(torch.rand(1, 3, 32, 32), prompts("x"))
     assert not (tmp_path / "ran").exists()
+
+    image = torch.rand(1, 3, 32, 32)
+    torch.save({"state_dict": load_file(head[0] / "head.safetensors")}, tmp_path / "head.pth")
+    with pytest.raises(MissingError) as refused:
+        aesthetic(clip, tmp_path)(image, prompts("x"))
+    _, _, command = str(refused.value).partition("convert it once: ")
+    code, source, target = shlex.split(command)[2:]
+    subprocess.run([sys.executable, "-c", code, source, target], check=True)
+    assert torch.equal(aesthetic(clip, tmp_path)(image, prompts("x")), aesthetic(clip, head[0])(image, prompts("x")))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from zoo import TWO, prompts, raises_its_score, save_hps, save_hpsv3, save_image_reward, smooth
 
 from rewards.image.hps import HPSv2, load_hps, to_square
@@ -130,9 +131,9 @@ def test_image_reward_gradient(image_reward):
 
 def test_image_reward_needs_every_weight(image_reward, tmp_path):
     folder, *_ = image_reward
-    weights = torch.load(folder / "ImageReward.pt", weights_only=True)
+    weights = load_file(folder / "ImageReward.safetensors")
     del weights["mlp.layers.7.bias"]
-    torch.save(weights, tmp_path / "ImageReward.pt")
+    save_file(weights, tmp_path / "ImageReward.safetensors")
     with pytest.raises(MissingError, match="head.7.bias"):
         ImageReward(str(tmp_path), blip=str(folder))(smooth(1, 32, 32), prompts("x"))
     with pytest.raises(MissingError, match="BLIP's config and tokenizer"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from studio.types import Prompts
@@ -121,13 +124,14 @@ def save_hps(folder):
     for seed, name in enumerate(("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt")):
         torch.manual_seed(seed)
         network = CLIP(**config).eval()
-        torch.save({"state_dict": network.state_dict()}, folder / name)
+        save_file(
+            {key: value.contiguous() for key, value in network.state_dict().items()}, folder / f"{Path(name).stem}.safetensors"
+        )
     return network
 
 
 def save_image_reward(folder):
     """ImageReward over a tiny BLIP, with the names of the published file -> (network, tokenizer)."""
-    from safetensors.torch import save_file
     from transformers import BlipConfig
 
     from flows.shapes.models import build_tokenizer
@@ -145,7 +149,6 @@ def save_image_reward(folder):
     weights = {_blip_name(key): value.contiguous() for key, value in network.state_dict().items()}
     weights["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]  # the published file has it too
     weights["blip.vision_proj.weight"] = torch.zeros(4, 32)
-    torch.save(weights, folder / "ImageReward.pt")
     save_file(weights, folder / "ImageReward.safetensors")
     return network, tokenizer
 
@@ -173,7 +176,6 @@ def _blip_name(ours: str) -> str:
 
 def save_hpsv3(folder):
     """HPSv3 over a tiny Qwen2-VL, with the names of the published file -> the network."""
-    from safetensors.torch import save_file
 
     from rewards.image.hpsv3 import build_network
 
@@ -195,7 +197,7 @@ def save_head(folder):
 
     torch.manual_seed(3)
     network = linear_head(16).eval()
-    torch.save({f"layers.{key}": value for key, value in network.state_dict().items()}, folder / "head.pth")
+    save_file({f"layers.{key}": value for key, value in network.state_dict().items()}, folder / "head.safetensors")
     return network
 
 

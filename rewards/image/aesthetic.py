@@ -27,7 +27,7 @@ class Aesthetic:
 
     model: str = "openai/clip-vit-large-patch14"
     head: str = "."  # folder or Hub id[@revision] with the head's weights
-    file: str = "sac+logos+ava1-l14-linearMSE.pth"  # of tensors only, .pth or .safetensors, in `head`
+    file: str = "sac+logos+ava1-l14-linearMSE.pth"  # in `head`, as published; its converted .safetensors is read
     device: str = "auto"
     batch_size: int = 32  # pictures per forward
 

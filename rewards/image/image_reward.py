@@ -43,7 +43,7 @@ class ImageReward:
     """
 
     model: str = "THUDM/ImageReward"  # folder or Hub id[@revision] with the weights
-    file: str = "ImageReward.pt"  # of tensors only, .pt or .safetensors
+    file: str = "ImageReward.pt"  # as published; its converted .safetensors is read
     blip: str = "Salesforce/blip-itm-large-coco"  # where the sizes of BLIP-large and its tokenizer are
     device: str = "auto"
     batch_size: int = 16  # pairs per forward
