@@ -2,7 +2,8 @@
 
 Methods with likelihoods or matching train the exact scene judge, and the CLIP scorer watches; back-propagation needs gradients
 and trains the CLIP scorer, and the scene judge watches. Settings are those of the recipes, except for what is listed in COMMON;
-nothing was tuned per algorithm. Writes docs/experiments/image-algorithms.json and .md; finished runs are kept.
+nothing was tuned per algorithm. Writes docs/experiments/image-algorithms.json and .md; finished runs are kept, so that several
+of these with different --only share the work and one without it writes the page.
 
     python -m experiments.image_algorithms --seeds 3 --steps 40
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ LIKELIHOOD = (
     "awm",
 )
 PATHWISE = ("draft", "alignprop", "refl")
-COMMON = ["watch.prompts=128", "train.ema=0.8"]
+COMMON = ["watch.prompts=256", "train.ema=0.8"]
 COLUMNS = ("trained", "scene", "scene_strict", "clip", "seconds", "forwards", "backwards")
 
 
@@ -45,7 +47,8 @@ def main() -> None:
     for seed in range(given.seeds):  # seed by seed: an interrupted experiment has some seeds of everything
         for name in given.only:
             results[name].append(one(given.runs, name, seed, given.steps))
-    command = f"python -m experiments.image_algorithms --seeds {given.seeds} --steps {given.steps}"
+    threads = f"OMP_NUM_THREADS={count} " if (count := os.environ.get("OMP_NUM_THREADS")) else ""  # what `seconds` depends on
+    command = f"{threads}python -m experiments.image_algorithms --seeds {given.seeds} --steps {given.steps}"
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "image-algorithms.json").write_text(
         json.dumps({"command": command, "results": results}, indent=1) + "\n", encoding="utf-8"
@@ -95,7 +98,7 @@ def page(results: dict[str, list[dict[str, float]]], command: str) -> str:
     seeds = len(next(iter(results.values())))
     return f"""# The image algorithms on the bundled pipeline
 
-Change from the base to the end of a short run on 128 held-out prompts, same seeds before and after; {seeds} seeds, mean ± standard
+Change from the base to the end of a short run on 256 held-out prompts, same seeds before and after; {seeds} seeds, mean ± standard
 deviation. `trained` is the reward that was optimized: the graded scene judge, or the CLIP scorer for {", ".join(PATHWISE)}.
 The other columns were never trained on. Settings are the recipes', not tuned per algorithm; `forwards` counts images through the
 network once, `backwards` those that also went back. A short run compares the first steps of the methods, not where they end.
