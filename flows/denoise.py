@@ -42,7 +42,8 @@ def denoise(
     """x at sigmas[-1], starting from x at sigmas[0]; sigmas [N + 1] descending.
 
     A step of level 0 is the Euler step of the ODE; others draw `noise()` shaped like x. `record` sees every step, in order.
-    With gradients on, remember=False recomputes each step in the backward pass instead of keeping its activations.
+    With gradients on, remember=False recomputes each step in the backward pass instead of keeping its activations; not the
+    last one, whose turn comes first: the peak is one step's either way.
     """
     x = x.float()
     grid = sigmas.tolist()
@@ -54,7 +55,7 @@ def denoise(
         def take(x: Tensor, t=t, after=after, a=a, family=family) -> Step:
             return family(x, velocity(x, t).float(), t, after, a)
 
-        keep = remember or not torch.is_grad_enabled()
+        keep = remember or not torch.is_grad_enabled() or index == len(levels) - 1
         step = take(x) if keep else Step(*checkpoint(take, x, use_reentrant=False))
         drawn = None
         if level:

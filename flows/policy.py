@@ -149,13 +149,23 @@ class DenoisePolicy:
     @torch.no_grad()
     def images(self, texts: list[str], seeds: Sequence[int], *, micro: int = 128, steps: int | None = None) -> Tensor:
         """Evaluation images [N, 3, H, W]: the ODE, eval_steps long; row i depends on seeds[i] alone."""
-        sigmas = self.grid(steps or self.sampler.eval_steps)
-        done = []
-        for part in range(0, len(texts), micro):
-            start = RowNoise(seeds[part : part + micro], self.backbone.latent_shape)().to(self.device)
-            begin = self.start(start, sigmas[0])
-            done.append(self.backbone.decode(denoise(self.velocity(texts[part : part + micro]), begin, sigmas)))
-        return torch.cat(done)
+        parts = [slice(at, at + micro) for at in range(0, len(texts), micro)]
+        count = steps or self.sampler.eval_steps
+        return torch.cat([self.backbone.decode(self.latents(texts[part], seeds[part], steps=count)) for part in parts])
+
+    def latents(
+        self,
+        texts: list[str],
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        remember: bool = True,
+        record: Callable[[Taken], None] | None = None,
+    ) -> Tensor:
+        """Final latents [N, *E] of the ODE from each row's own noise; `remember` and `record` are those of `denoise`."""
+        sigmas = self.grid(steps or self.sampler.steps)
+        begin = self.start(RowNoise(seeds, self.backbone.latent_shape)().to(self.device), sigmas[0])
+        return denoise(self.velocity(texts), begin, sigmas, record=record, remember=remember)
 
     def render(self, texts: list[str], seeds: Sequence[int], cut: Cut) -> list[Tensor]:
         """Images [N, 3, H, W] with gradients through the steps that `cut` keeps: one batch, and one more per `renoise`.

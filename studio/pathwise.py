@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from studio.types import Evaluation, Prompts, Rollout, Scores
 from studio.update import optimize, reward_metrics
 
 
-def improve(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:
+def improve(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: Any) -> tuple[Batch, dict[str, float]]:
     """Render, score and take one optimizer step -> (the rows with their rewards, metrics)."""
     settings, objective, began = recipe.train, parts.objective, time.monotonic()
     assert isinstance(objective, PathwiseObjective)

@@ -34,7 +34,7 @@ class Train:
 
     steps: Positive = 100  # iterations: rollout, update
     groups_per_step: Positive = 12  # prompts of an iteration, over all processes
-    group_size: Annotated[int, Field(ge=2)] = 12  # samples per prompt; a group of one has no advantage
+    group_size: Positive = 12  # samples per prompt; methods that compare them need two
     gradient_accumulation_steps: Positive = 1  # parts that each process samples and replays one after the other
     split_steps: bool = False  # replay one decision position at a time: the rollout's own batch shape, memory of one step
     epochs: Positive = 1  # passes over a rollout
@@ -83,7 +83,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.rewards:
+        if not self.rewards and "masks" not in self.policy.options.provides:  # masks are trained on latents
             raise ValueError("rewards: expected at least one reward, got none. Add for example 'rewards: {jpeg_size: 1.0}'.")
 
     def objective(self):
@@ -96,6 +96,12 @@ class Recipe:
 
         check_fit(self.algorithm.name, self.objective(), self.policy.options.provides, self.policy.name)
         self._check_plan(processes)
+        compares = not self.objective().needs & {"pathwise", "masks"}
+        if self.train.group_size == 1 and compares:
+            raise ConfigError(
+                f"recipe.train.group_size: expected at least 2 for algorithm {self.algorithm.name!r}, which compares the samples of a "
+                "prompt, got 1. Set it to 8 or more."
+            )
         if self.train.split_steps and getattr(self.objective(), "span", "row") != "decision":
             raise ConfigError(
                 f"recipe.train.split_steps: expected an algorithm that looks at one decision at a time, got {self.algorithm.name}. "
@@ -112,6 +118,8 @@ class Recipe:
             self._check_differentiable()
         if self.train.mixed_precision == "fp16":
             warnings.append("train.mixed_precision is fp16: gradients are not rescaled and small ones vanish; prefer bf16")
+        if not compares:
+            return warnings
         published = "published are 8 prompts × 8 samples on one GPU, 48 × 24 in full"
         if self.train.groups_per_step < 8:
             warnings.append(f"train.groups_per_step is {self.train.groups_per_step}: a noisy gradient; {published}")

@@ -9,10 +9,11 @@ from studio.names import suggestion
 
 # kind -> the tables ("module:variable") that hold {name: "module:Class"}
 TABLES: dict[str, tuple[str, ...]] = {
-    "algorithm": ("studio.algorithms:ALGORITHMS",),
+    "algorithm": ("studio.algorithms:ALGORITHMS", "pruning:ALGORITHMS"),
     "reward": ("rewards:REWARDS",),
     "prompts": ("studio.prompts:PROMPTS",),
-    "policy": ("flows:POLICIES",),
+    "policy": ("flows:POLICIES", "pruning:POLICIES"),
+    "criterion": ("pruning:CRITERIA",),
 }
 
 
@@ -22,7 +23,7 @@ def table(kind: str) -> dict[str, str]:
         raise ConfigError(f"registry: no kind named {kind!r}{suggestion(kind, TABLES)} (kinds: {', '.join(TABLES)})")
     found: dict[str, str] = {}
     for place in TABLES[kind]:
-        entries = _load(place)
+        entries = load(place)
         twice = sorted(found.keys() & entries.keys())
         if twice:
             raise ConfigError(f"{place}: {', '.join(twice)} already in another table of kind {kind!r}. Rename one.")
@@ -40,7 +41,7 @@ def lookup(kind: str, name: str) -> type:
     entries = table(kind)
     if name not in entries:
         raise ConfigError(unknown(kind, name))
-    return _load(entries[name])
+    return load(entries[name])
 
 
 def unknown(kind: str, name: str) -> str:
@@ -49,6 +50,7 @@ def unknown(kind: str, name: str) -> str:
     return f"no {kind} is named {name!r}{suggestion(name, known)} (known: {', '.join(known) or 'none'})"
 
 
-def _load(place: str):
+def load(place: str):
+    """What `module:attribute` names."""
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)

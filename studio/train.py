@@ -11,24 +11,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from studio.core.pathwise import PathwiseObjective
 from studio.dist import Processes
 from studio.errors import RewardError
 from studio.parts import Parts, build_parts
-from studio.pathwise import improve
 from studio.recipe import Recipe
-from studio.rollout import sample
+from studio.registry import load
 from studio.run import Run
 from studio.signals import StopOnSignal
 from studio.state import WEIGHTS, load_state, remember, save_state
-from studio.update import update
 from studio.watch import evaluate, records, watch_metrics
 
 Report = Callable[[int, dict[str, float]], None]
 
 
-def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: None) -> str:
-    """Run the recipe to its end or to a requested stop, from the run's latest checkpoint -> the final state's name."""
+def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: None, final: bool = True) -> str:
+    """Run the recipe to its end or to a requested stop, from the run's latest checkpoint -> the final state's name.
+
+    final=False leaves a run that has reached its end as running: more follows.
+    """
     processes = Processes(mixed_precision=recipe.train.mixed_precision, report_to=recipe.report_to, folder=str(run.folder / "logs"))
     _seed_everything(recipe.seed)
     parts = build_parts(recipe, processes.shard) if processes.sharded else build_parts(recipe)
@@ -36,6 +36,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     if model is not parts.policy.model:  # type: ignore[attr-defined]
         parts.policy.backbone.training_network = model  # type: ignore[attr-defined]
     start = _resume(run, parts, processes)
+    iterate = load(parts.objective.iteration)  # likelihoods, gradients through the sampler, or gates: the objective says
     stop = StopOnSignal()
     processes.track(run.folder.name, {"recipe": str(run.folder / "recipe.yaml")})
     if processes.main:
@@ -48,11 +49,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
         for step in range(start, recipe.train.steps):
             began = time.monotonic()
             undo = remember(parts.sampled_from())
-            if isinstance(parts.objective, PathwiseObjective):
-                batch, values = improve(recipe, parts, processes, step)
-            else:
-                batch, timing = sample(recipe, parts, processes, step)
-                values = update(recipe, parts, processes, batch, model, first=step == 0) | timing
+            batch, values = iterate(recipe, parts, processes, step, model)
             parts.prompts.update(batch.everyone)
             parts.objective.update(batch.everyone)
             values |= {"time/step": time.monotonic() - began}
@@ -83,7 +80,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
         parts.held_out.close()
         stop.restore()
     processes.wait()
-    if processes.main:
+    if processes.main and (final or state != "finished"):
         reason = None if state == "finished" else "an alarm" if alarmed else "requested"
         run.status(state, exit_code=0, reason=reason)
     processes.end()
@@ -114,7 +111,8 @@ def _evaluate(step: int, recipe: Recipe, run: Run, parts: Parts, *, write: bool)
     if not write:
         return False
     run.log(step, watch_metrics(seen))
-    run.save_samples(step, seen.images[: recipe.watch.samples].cpu(), records(step, seen, recipe.watch.samples))
+    if recipe.watch.samples:
+        run.save_samples(step, seen.images[: recipe.watch.samples].cpu(), records(step, seen, recipe.watch.samples))
     alarms = parts.alarm.look(seen, list(recipe.rewards))
     for message in alarms:
         run.event("alarm", step=step, message=message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,16 @@ from studio.dist import Processes
 from studio.errors import DivergedError
 from studio.parts import Parts
 from studio.recipe import Recipe
-from studio.rollout import Batch, cuts, positions
+from studio.rollout import Batch, cuts, positions, sample
 from studio.shapes import expect
 from studio.stepwise import placed, step_metrics, step_sums, watch_gradient
 from studio.types import Rollout
+
+
+def iterate(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: Any) -> tuple[Batch, dict[str, float]]:
+    """One iteration by likelihoods: sample and score, then update -> (the rows with their rewards, metrics)."""
+    batch, timing = sample(recipe, parts, processes, step)
+    return batch, update(recipe, parts, processes, batch, model, first=step == 0) | timing
 
 
 def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, *, first: bool) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Objective:
     weighting: Weighting = by_sample
     regularizers: tuple[tuple[float, Regularizer], ...] = ()
     critic: Critic | None = None
+    iteration: ClassVar[str] = "studio.update:iterate"
 
     def __post_init__(self) -> None:
         if self.critic is not None and not isinstance(self.advantage, Targeting):

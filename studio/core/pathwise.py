@@ -33,6 +33,7 @@ class PathwiseObjective:
     truncation: Truncation
     loss: RewardLoss
     needs: ClassVar[frozenset[str]] = frozenset({"pathwise"})
+    iteration: ClassVar[str] = "studio.pathwise:improve"
 
     def update(self, rollout: Rollout) -> None:
         """Nothing is remembered."""

@@ -1,0 +1,158 @@
+"""End-to-end masks: gates trained so that the final latents of the gated sampler match those of the dense one (arXiv:2412.02852)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pruning.allocate import Scope
+from pruning.gates import HardConcrete
+from studio.types import Rollout
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Expected = Callable[[Mapping[str, Tensor]], Tensor]  # P(m > 0) per group -> expected share that remains
+
+
+@dataclass
+class NormPenalty:
+    """β·Σ_kinds (1/#modules)·Σ_modules ||λ'||₁/n, λ' = λ, or σ(0.4·λ + 1) when squashed: the published penalty.
+
+    Without squashing its minimum is at λ = 0, a gate of one half, and no target is aimed at.
+    """
+
+    beta: float
+    squashed: bool = False
+
+    def __call__(self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float):
+        sums: dict[str, list[Tensor]] = {}
+        for name, value in logits.items():
+            moved = torch.sigmoid(0.4 * value + 1) if self.squashed else value
+            sums.setdefault(kinds[name], []).append(moved.abs().mean())
+        return self.beta * sum(torch.stack(parts).mean() for parts in sums.values()), {}
+
+    def after(self, share: float, target: float, progress: float) -> None:
+        """Nothing is remembered."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing was remembered."""
+
+
+@dataclass
+class BudgetPenalty:
+    """Augmented Lagrangian of the budget: μ·d + (ρ/2)·d², d = E[share that remains] - target now;  μ ← μ + ρ·d after each update.
+
+    The target falls linearly from 1 over the first `ramp` of the updates.
+    """
+
+    rate: float  # ρ
+    ramp: float
+    multiplier: float = 0.0  # μ
+
+    def __call__(self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float):
+        gap = share - self.now(target, progress)
+        return self.multiplier * gap + 0.5 * self.rate * gap**2, {"prune/multiplier": self.multiplier}
+
+    def now(self, target: float, progress: float) -> float:
+        return 1 - (1 - target) * (min(1.0, progress / self.ramp) if self.ramp else 1.0)
+
+    def after(self, share: float, target: float, progress: float) -> None:
+        self.multiplier += self.rate * (share - self.now(target, progress))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"multiplier": self.multiplier}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.multiplier = state["multiplier"]
+
+
+@dataclass
+class MaskObjective:
+    """What one update of the gates minimizes: latent error, a reward's gap, and a penalty on what remains."""
+
+    gate: HardConcrete
+    penalty: NormPenalty | BudgetPenalty
+    relative: bool = False  # error over the mean square of the target latents
+    settle: float = 0.0  # share of the updates, at the end, with the 0/1 mask that would be deployed
+    reward: float = 0.0  # weight of mean max(R_dense - R_gated, 0), R the recipe's differentiable rewards
+    per_step: bool = False  # match every velocity on dense latents instead of the final latents
+    needs: ClassVar[frozenset[str]] = frozenset({"masks"})
+    iteration: ClassVar[str] = "pruning.learn:learn"
+
+    def error(self, made: Tensor, target: Tensor) -> Tensor:
+        """mean_E (ẑ - z)², or that over mean_E z²  -> [N]"""
+        square = ((made.float() - target.float()) ** 2).flatten(1).mean(1)
+        return square / (target.float() ** 2).flatten(1).mean(1) if self.relative else square
+
+    def update(self, rollout: Rollout) -> None:
+        """Nothing is learned from rewards."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.penalty.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.penalty.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class EcoDiff:
+    """EcoDiff as published (arXiv:2412.02852): L1 penalty, one noise for all prompts, thresholds per kind of unit.
+
+    Defaults are the release's for SDXL. Unlike the release: logits in float32, one draw of gate noise shared by forward and
+    recompute, and the kept share is that of the target, not a ratio per kind.
+    """
+
+    start: float = 3.0  # logit of every gate
+    noise: Annotated[float, Field(gt=0)] = 0.5
+    beta: Annotated[float, Field(ge=0)] = 0.5
+    squashed: bool = False  # FLUX: true
+    one_noise: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # AdamW's, on the logits
+    needs: ClassVar[frozenset[str]] = frozenset({"learn"})
+    scope: ClassVar[Scope] = "kind"
+    per_cost: ClassVar[bool] = False
+    first: ClassVar[None] = None
+    reward: ClassVar[float] = 0.0
+
+    def gate(self) -> HardConcrete:
+        return HardConcrete(noise=self.noise)
+
+    def objective(self) -> MaskObjective:
+        return MaskObjective(self.gate(), NormPenalty(self.beta, self.squashed))
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """End-to-end masks with an exact budget: expected cost under a multiplier, many noises, and a settled 0/1 phase at the end.
+
+    Gates start in the order of a training-free criterion, so that the updates are spent on what it gets wrong.
+    """
+
+    start: float = 2.0  # mean logit of the start
+    spread: Annotated[float, Field(ge=0)] = 2.0  # logits start evenly in start ± spread, in the order of `first`
+    first: str | None = "obs"  # criterion that orders the units at the start; null = all alike
+    noise: Annotated[float, Field(gt=0)] = 0.1
+    rate: Annotated[float, Field(gt=0)] = 1.0  # of the budget's multiplier
+    ramp: Share = 0.4  # share of the updates over which the budget falls to the target
+    settle: Share = 0.4
+    per_step: bool = False
+    reward: Annotated[float, Field(ge=0)] = 0.0  # weight of the reward that is lost; needs a differentiable reward in `protect`
+    one_noise: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    needs: ClassVar[frozenset[str]] = frozenset({"learn"})
+    scope: ClassVar[Scope] = "global"
+    per_cost: ClassVar[bool] = False
+
+    def gate(self) -> HardConcrete:
+        return HardConcrete(noise=self.noise)
+
+    def objective(self) -> MaskObjective:
+        penalty = BudgetPenalty(self.rate, self.ramp)
+        return MaskObjective(self.gate(), penalty, relative=True, settle=self.settle, reward=self.reward, per_step=self.per_step)

@@ -1,0 +1,223 @@
+"""`studio prune`: learn or score, share out the budget, compensate, slice, verify, measure, save; each step once, in order."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.policy import DenoisePolicy
+from pruning.budget import Budget
+from pruning.build import budget_of, dense_policy, operations, score
+from pruning.calibrate import packages
+from pruning.compensate import apply, refit
+from pruning.evidence import draw_pairs, observe
+from pruning.gating import gated
+from pruning.measure import Seen, latent_error, look, one_forward, parameters, seconds
+from pruning.policy import load_logits
+from pruning.recipe import PruneRecipe
+from pruning.sites import Group
+from pruning.surgery import Kept, cut
+from studio.errors import ExportError
+from studio.run import Run
+from studio.scoring import Scorer
+from studio.state import final_weights
+from studio.train import train
+from studio.watch import records
+
+EVALUATION_SEED = 1_000_003  # apart from calibration: no measured picture was ever seen by a criterion
+SLICED_ERROR = 1e-5  # largest difference of a sliced from a gated velocity, over its largest value, in float32
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Stage:
+    """One row of the table: a network, and what it is worth."""
+
+    name: str
+    params: int
+    latent_error: float
+    rewards: dict[str, float]
+    flops: float | None = None
+    seconds: float | None = None
+    guards: dict[str, float] = field(default_factory=dict)
+
+
+def prune(recipe: PruneRecipe, run: Run, *, tell: Tell, report: Callable[[int, dict[str, float]], None]) -> str:
+    """The whole run -> its final state; summary.json, the pruned network and the pictures lie in its folder."""
+    began = time.monotonic()
+    if recipe.learned:
+        tell(f"learning masks: {recipe.learn.steps} updates of {recipe.learn.rows} trajectories")
+        if train(recipe.training(), run, report=report, final=False) == "stopped":
+            return "stopped"
+    else:
+        run.status("running")
+    policy = dense_policy(recipe.model, recipe.sampler, recipe.seed)
+    work = Work(recipe, run, policy, tell)
+    kept = work.choose()
+    work.dense()
+    work.masked(kept)
+    work.sliced(kept)
+    summary = work.conclude(kept, time.monotonic() - began)
+    run.summary(summary)
+    run.status("finished", step=recipe.learn.steps if recipe.learned else 0, exit_code=0)
+    return "finished"
+
+
+class Work:
+    """A dense policy on its way to a pruned one, with a row of the table for every stage."""
+
+    def __init__(self, recipe: PruneRecipe, run: Run, policy: DenoisePolicy, tell: Tell) -> None:
+        self.recipe, self.run, self.policy, self.tell = recipe, run, policy, tell
+        self.groups: list[Group] = recipe.sites.of(policy.model)
+        self.pairs = draw_pairs(recipe.prompts.options.build(recipe.seed), recipe.calibration.rows, recipe.seed)
+        self.test = recipe.prompts.options.held_out(recipe.evaluate)
+        self.rewards = Scorer({**recipe.protect, **recipe.rewards})
+        self.stages: list[Stage] = []
+        self.target: Seen | None = None
+        self.fill: dict[str, Tensor] = {}
+        options = recipe.criterion.options
+        self.budget: Budget = budget_of(
+            policy, self.groups, recipe.target, recipe.allocation, recipe.scope(), per_cost=options.per_cost
+        )
+
+    def choose(self) -> Kept:
+        """The units that stay: by the learned logits, or by the criterion's scores, within the budget."""
+        recipe = self.recipe
+        if recipe.learned:
+            scores: Mapping[str, Tensor] = load_logits(final_weights(self.run.folder))
+        else:
+            self.tell(f"scoring units by {recipe.criterion.name} on {len(self.pairs)} trajectories")
+            scores = score(self.policy, self.groups, recipe.criterion.options, self.pairs, recipe.calibration, recipe.seed)
+        if recipe.target.measure == "latency":
+            return self._by_latency(scores)
+        return self.budget.keep(scores)
+
+    def dense(self) -> None:
+        """The network as it came."""
+        self.tell(f"drawing {len(self.test)} held-out prompts with the dense network")
+        self.target = look(self.policy, self.test, self.rewards, EVALUATION_SEED)
+        self._note("dense", self.target)
+        self.stages[-1].flops = self.budget.whole if self.recipe.target.measure != "params" else operations(self.policy, [])[1]
+        self.stages[-1].seconds = seconds(one_forward(self.policy, 1))
+
+    def masked(self, kept: Kept) -> None:
+        """The mask without compensation: what the criterion alone achieves."""
+        if any(group.kind == "modulation" for group in self.groups) and self.recipe.compensation.on:
+            fill = observe(self.policy, self.groups, self.pairs, self.recipe.calibration, frozenset({"fill"}))
+            self.fill = fill.fill(self.groups)
+        with gated(self.policy.model, self.groups, mask_of(self.groups, kept, self.policy.device), self.fill):
+            seen = look(self.policy, self.test, self.rewards, EVALUATION_SEED)
+        self._note("cut", seen)
+        self.stages[-1].params = self._params(kept)
+
+    def sliced(self, kept: Kept) -> None:
+        """Compensated, checked against the gated network, sliced, drawn again and saved."""
+        recipe, policy = self.recipe, self.policy
+        if recipe.compensation.on:
+            self.tell("compensating: least squares on what every consumer reads")
+            apply(policy.model, self._refitted(kept))
+        probe = one_forward(policy, 2)
+        with gated(policy.model, self.groups, mask_of(self.groups, kept, policy.device), self.fill):
+            expected = probe()
+        cut(policy.model, self.groups, kept, self.fill)
+        self.error = verify(probe(), expected)
+        seen = look(policy, self.test, self.rewards, EVALUATION_SEED)
+        self._note("compensated" if recipe.compensation.on else "sliced", seen)
+        self.stages[-1].flops = operations(policy, [])[1]
+        self.stages[-1].seconds = seconds(one_forward(policy, 1))
+        self._pictures(seen)
+
+    def conclude(self, kept: Kept, spent: float) -> dict[str, Any]:
+        """The figures that other programs read."""
+        first, last = self.stages[0], self.stages[-1]
+        prunable = sum(group.units * group.params for group in self.groups)
+        units = {g.name: len(kept[g.name]) for g in self.groups}
+        return {
+            "prompts": len(self.test),
+            "before": {**first.rewards, "guards": first.guards},
+            "after": {**last.rewards, "guards": last.guards},
+            "guard_sigmas": {},
+            "seconds": spent,
+            "params_kept": last.params / first.params,
+            "prunable_kept": 1 - (first.params - last.params) / prunable,
+            "units_kept": sum(units.values()) / sum(g.units for g in self.groups),
+            "flops_kept": (last.flops or 0) / (first.flops or 1),
+            "latency_ratio": (last.seconds or 0) / (first.seconds or 1),
+            "latent_error": last.latent_error,
+            "sliced_error": self.error,
+            "stages": [vars(stage) for stage in self.stages],
+            "groups": [{"name": g.name, "kind": g.kind, "units": g.units, "kept": units[g.name]} for g in self.groups],
+        }
+
+    def _refitted(self, kept: Kept) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """New consumer weights, package by package, all from the dense network."""
+        recipe, done = self.recipe, {}
+        for part in packages(self.groups, recipe.calibration.packages):
+            own = [group for group in part if group.consumers and len(kept[group.name]) < group.units]
+            moments = observe(self.policy, own, self.pairs, recipe.calibration, frozenset({"gram"})).inputs if own else {}
+            done |= refit(self.policy.model, part, kept, moments, recipe.compensation)
+        return done
+
+    def _by_latency(self, scores: Mapping[str, Tensor]) -> Kept:
+        """Bisection on the share of operations; every candidate is sliced from a copy and timed."""
+        whole = seconds(one_forward(self.policy, 1))
+        low, high = self.budget.least(), 1.0
+        network, kept = self.policy.model, self.budget.keep(scores, 1.0)
+        for _ in range(8):
+            share = (low + high) / 2
+            candidate = self.budget.keep(scores, share)
+            self.policy.backbone.network = copy.deepcopy(network)
+            cut(self.policy.backbone.network, self.groups, candidate)
+            ratio = seconds(one_forward(self.policy, 1)) / whole
+            self.policy.backbone.network = network
+            self.tell(f"operations {share:.3f}: time {ratio:.3f} of the dense network's")
+            if ratio <= self.recipe.target.share:
+                low, kept = share, candidate
+            else:
+                high = share
+        return kept
+
+    def _note(self, name: str, seen: Seen) -> None:
+        assert self.target is not None
+        error = latent_error(seen.latents, self.target.latents)
+        means, guards = seen.evaluated.means(), seen.evaluated.guard_means()
+        self.stages.append(Stage(name, parameters(self.policy), error, means, guards=guards))
+        self.tell(f"{name}: latent error {error:.4f}  " + "  ".join(f"{k} {v:.3f}" for k, v in means.items()))
+
+    def _params(self, kept: Kept) -> int:
+        gone = sum((group.units - len(kept[group.name])) * group.params for group in self.groups)
+        return self.stages[0].params - gone
+
+    def _pictures(self, seen: Seen) -> None:
+        """The same prompts and seeds, dense as step 0 and pruned as the last step."""
+        assert self.target is not None
+        for step, each in ((0, self.target), (max(1, self.recipe.learn.steps if self.recipe.learned else 1), seen)):
+            count = min(24, len(self.test))
+            self.run.save_samples(step, each.evaluated.images[:count].cpu(), records(step, each.evaluated, count))
+
+
+def mask_of(groups: list[Group], kept: Kept, device: Any) -> dict[str, Tensor]:
+    """0/1 gates [units] per group."""
+    gates = {}
+    for group in groups:
+        gates[group.name] = torch.zeros(group.units, device=device)
+        gates[group.name][kept[group.name].to(device)] = 1.0
+    return gates
+
+
+def verify(sliced: Tensor, expected: Tensor) -> float:
+    """max |sliced - gated|/max(1, max |gated|); ExportError when it is more than rounding."""
+    error = ((sliced - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+    limit = SLICED_ERROR if sliced.dtype == torch.float32 else 0.05
+    if not error <= limit:
+        raise ExportError(
+            f"slicing: expected the sliced network to answer as the gated one within {limit:g}, got {error:.3g}. Nothing was saved; "
+            "report this model."
+        )
+    return error
