@@ -47,17 +47,15 @@ def allocate(
     """Indices that stay, per group, after the units of the lowest scores, worth at most `remove` together, have gone.
 
     scores: [units] per group, higher stays. costs: of one unit per group, in the unit of `remove`. per_cost divides scores
-    by costs, which is right where a score estimates damage and units compete everywhere. What is removed falls short of `remove` by less than the
-    smallest chunk that could still go (see `removable` for the most that can).
+    by costs, which is right where a score estimates damage and units compete everywhere. What is removed falls short of
+    `remove` by less than the smallest chunk that could still go (see `removable` for the most that can).
     """
     ranked = scores if scope == "global" else quantiles(groups, scores, scope)
-    chunks, orders = [], []
+    chunks, orders, per_cost = [], [], per_cost and scope == "global"
     for index, group in enumerate(groups):
         order = torch.argsort(ranked[group.name].double(), stable=True)
         orders.append(order)
-        chunks += _chunks(
-            index, group, ranked[group.name][order], costs[group.name], per_cost and scope == "global", align, min_keep
-        )
+        chunks += _chunks(index, group, ranked[group.name][order], costs[group.name], per_cost, align, min_keep)
     gone, closed, left = [0] * len(groups), set(), remove * (1 + 1e-12)
     for chunk in sorted(chunks, key=lambda c: (c.score, c.group, c.order)):
         if chunk.group in closed:

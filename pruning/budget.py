@@ -31,9 +31,7 @@ class Target:
             )
         value = next(iter(given.values()))
         if not 0 < value <= 1:
-            raise ValueError(
-                f"target.{self.measure}: expected the share that remains, in (0, 1], got {value:g}. 0.8 removes a fifth."
-            )
+            raise ValueError(f"target.{self.measure}: expected the share that remains, in (0, 1], got {value:g}. For example 0.8.")
 
     @property
     def measure(self) -> str:

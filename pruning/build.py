@@ -11,10 +11,13 @@ from torch import Tensor
 from flows.load import Model, load_backbone, prompt_encoder
 from flows.policy import DenoisePolicy
 from flows.sampler import Sampler
+from flows.trace import trace
 from pruning.allocate import Allocation, Scope, quantiles
 from pruning.budget import Budget, Target
 from pruning.calibrate import Calibration
+from pruning.costs import unit_flops
 from pruning.evidence import Pairs, draw_pairs, loss_gradients, observe
+from pruning.measure import one_forward
 from pruning.policy import GatedPolicy
 from pruning.scores import Evidence, Scores
 from pruning.sites import Group
@@ -38,24 +41,14 @@ def budget_of(
         costs = {group.name: float(group.params) for group in groups}
         whole = float(sum(p.numel() for p in policy.model.parameters()))
     else:
-        costs, whole = operations(policy, groups)
+        costs, whole = unit_flops(groups, policy.model, one_forward(policy, 1)), operations(policy)
     options: Any = {"align": allocation.align, "min_keep": allocation.min_keep}
     return Budget(groups, costs, whole, target.share, scope, per_cost, **options)
 
 
-@torch.no_grad()
-def operations(policy: DenoisePolicy, groups: Sequence[Group]) -> tuple[dict[str, float], float]:
-    """FLOPs of one unit per group, and of the whole network, in one forward of one row."""
-    from flows.trace import trace
-    from pruning.costs import unit_flops
-
-    x = torch.zeros(1, *policy.backbone.latent_shape, device=policy.device)
-    velocity = policy.velocity([""])
-
-    def forward() -> Any:
-        return velocity(x, x.new_full((1,), 0.5))
-
-    return unit_flops(groups, policy.model, forward), trace(policy.model, forward).flops
+def operations(policy: DenoisePolicy) -> float:
+    """FLOPs of one forward of one row."""
+    return trace(policy.model, one_forward(policy, 1)).flops
 
 
 def score(policy: DenoisePolicy, groups: Sequence[Group], criterion: Any, pairs: Pairs, settings: Calibration, seed: int) -> Scores:

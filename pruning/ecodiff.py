@@ -1,4 +1,4 @@
-"""End-to-end masks: gates trained so that the final latents of the gated sampler match those of the dense one (arXiv:2412.02852)."""
+"""End-to-end masks (arXiv:2412.02852): gates trained so that the gated sampler ends at the latents of the dense one."""
 
 from __future__ import annotations
 

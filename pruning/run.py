@@ -103,7 +103,7 @@ class Work:
         self.tell(f"drawing {len(self.test)} held-out prompts with the dense network")
         self.target = look(self.policy, self.test, self.rewards, EVALUATION_SEED)
         self._note("dense", self.target)
-        self.stages[-1].flops = self.budget.whole if self.recipe.target.measure != "params" else operations(self.policy, [])[1]
+        self.stages[-1].flops = operations(self.policy)
         self.stages[-1].seconds = seconds(one_forward(self.policy, 1))
 
     def masked(self, kept: Kept) -> None:
@@ -129,7 +129,7 @@ class Work:
         self.error = verify(probe(), expected)
         seen = look(policy, self.test, self.rewards, EVALUATION_SEED)
         self._note("compensated" if recipe.compensation.on else "sliced", seen)
-        self.stages[-1].flops = operations(policy, [])[1]
+        self.stages[-1].flops = operations(policy)
         self.stages[-1].seconds = seconds(one_forward(policy, 1))
         self._pictures(seen)
 
@@ -217,7 +217,7 @@ def verify(sliced: Tensor, expected: Tensor) -> float:
     limit = SLICED_ERROR if sliced.dtype == torch.float32 else 0.05
     if not error <= limit:
         raise ExportError(
-            f"slicing: expected the sliced network to answer as the gated one within {limit:g}, got {error:.3g}. Nothing was saved; "
-            "report this model."
+            f"slicing: expected the sliced network to answer as the gated one within {limit:g}, got {error:.3g}. Nothing was "
+            "saved; report this model."
         )
     return error

@@ -99,8 +99,8 @@ class Recipe:
         compares = not self.objective().needs & {"pathwise", "masks"}
         if self.train.group_size == 1 and compares:
             raise ConfigError(
-                f"recipe.train.group_size: expected at least 2 for algorithm {self.algorithm.name!r}, which compares the samples of a "
-                "prompt, got 1. Set it to 8 or more."
+                f"recipe.train.group_size: expected at least 2 for algorithm {self.algorithm.name!r}, which compares the samples "
+                "of a prompt, got 1. Set it to 8 or more."
             )
         if self.train.split_steps and getattr(self.objective(), "span", "row") != "decision":
             raise ConfigError(

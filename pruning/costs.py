@@ -1,0 +1,2 @@
+def unit_flops(groups, network, forward):
+    raise NotImplementedError
