@@ -133,7 +133,6 @@ def _narrow(network: nn.Module, modules: dict[str, nn.Module], group: Group, kep
     narrow.kept.copy_(kept)
     if fill is not None:
         narrow.fill.copy_(fill)
-        narrow.fill[kept] = 0
     narrow.requires_grad_(whole.weight.requires_grad)
     parent, _, last = name.rpartition(".")
     setattr(network.get_submodule(parent), last, narrow)

@@ -92,6 +92,14 @@ def test_a_second_cut_starts_from_the_config_that_was_saved():
     assert again == changes | {"reverse_transformer_layers_per_block": [[3, 1, 3], 1]}
 
 
+def test_a_u_net_with_other_counts_of_resnets():
+    made = network("sdxl", layers_per_block=[1, 2])
+    changes = depth_config(made, [UP.format(2, 1)])
+    assert changes["reverse_transformer_layers_per_block"] == [[3, 3, 2], 1]
+    cut(made, find_groups(made), {UP.format(2, 1): torch.arange(0)})
+    rebuilt("sdxl", made, changes).load_state_dict(made.state_dict(), strict=True)
+
+
 @pytest.mark.parametrize(
     ("name", "removed", "message"),
     [
