@@ -293,6 +293,13 @@ def test_what_a_pair_of_matrices_cannot_say_is_refused(tmp_path, changes, says):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    folder, _ = peft_folder(tmp_path / "peft")
+    (folder / "adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ExportError, match=r"adapter_model.safetensors: expected a safetensors file, got a damaged one"):
+        import_lora(folder, tmp_path / "out")
+
+
 def test_pickles_halves_and_folders_without_settings_are_refused(tmp_path):
     folder, _ = peft_folder(tmp_path / "peft")
     state = load_file(folder / "adapter_model.safetensors")
