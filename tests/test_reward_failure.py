@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from PIL import Image
 from test_train import fresh
 
 import rewards
@@ -137,3 +140,16 @@ def test_direct_back_propagation_saves_its_last_complete_step_too(tmp_path, monk
     with pytest.raises(RewardError, match="Start the server again"):
         loop.train(recipe, fresh(recipe, tmp_path, "run"))
     assert RunView.open(tmp_path / "run").checkpoints() == [2]
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_unpacked():
+    """20 KB of PNG are 169 million white pixels: 2 GB of numbers, and a request may hold many of them."""
+    from rewards.server import Refused, read_request
+
+    file = io.BytesIO()
+    Image.new("1", (1000, 1000)).save(file, "PNG")
+    request = {"images": [base64.b64encode(file.getvalue()).decode()] * 3, "prompts": ["x"] * 3}
+    assert len(read_request(request, pixels=3_000_000)[0]) == 3
+    with pytest.raises(Refused, match="expected at most 2999999 pixels in a request") as refused:
+        read_request(request, pixels=2_999_999)
+    assert refused.value.code == 413
