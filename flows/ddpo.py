@@ -70,5 +70,9 @@ class DDPO:
     least: Annotated[int, Field(ge=2)] = 16
     advantage_clip: Annotated[float, Field(gt=0)] = 5.0
 
+    def __post_init__(self) -> None:
+        if self.least > self.history:  # a prompt's own statistics would never be used
+            raise ValueError(f"least: expected at most history = {self.history}, got {self.least}. Remember more, or ask for less.")
+
     def objective(self) -> Objective:
         return Objective(PromptHistory(self.history, self.least, self.advantage_clip), surrogate=Clip(self.clip, self.clip))

@@ -53,6 +53,7 @@ def import_lora(folder: Path, out: Path, *, underscored: bool = False, base: Any
 
 def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors of a PEFT folder; pickled weights are refused, because reading them may run code."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not (folder / CONFIG).is_file():
@@ -65,7 +66,12 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ExportError(f"{folder / CONFIG}: expected JSON, got: {error}. Save the adapter again.") from error
-    return settings, load_file(folder / WEIGHTS)
+    try:
+        return settings, load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ExportError(
+            f"{folder / WEIGHTS}: expected a safetensors file, got a damaged one ({error}). Copy or save the adapter again."
+        ) from error
 
 
 def convert(folder: Path, settings: Mapping[str, Any], stored: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:

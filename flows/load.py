@@ -203,11 +203,14 @@ def wrap(pipeline: Any, model: Model) -> Any:
     def sd3(pipe, model: Model):
         from flows.backbones.sd3 import SD3
 
+        config = pipe.transformer.config
+        _check_resolution(model, pipe.vae_scale_factor * config.patch_size, most=config.pos_embed_max_size)
         return SD3(pipe, resolution=model.resolution, text_length=model.text_length)
 
     def flux(pipe, model: Model):
         from flows.backbones.flux import Flux
 
+        _check_resolution(model, pipe.vae_scale_factor * 2)
         return Flux(
             pipe,
             resolution=model.resolution,
@@ -218,6 +221,7 @@ def wrap(pipeline: Any, model: Model) -> Any:
     def sdxl(pipe, model: Model):
         from flows.backbones.sdxl import SDXL
 
+        _check_resolution(model, pipe.vae_scale_factor)
         return SDXL(pipe, resolution=model.resolution)
 
     known = {"StableDiffusion3Pipeline": sd3, "FluxPipeline": flux, "StableDiffusionXLPipeline": sdxl}
@@ -225,6 +229,18 @@ def wrap(pipeline: Any, model: Model) -> Any:
     if kind not in known:
         raise ConfigError(f"recipe.model.id: expected one of {', '.join(known)}, got a {kind}. Choose another model.")
     return known[kind](pipeline, model)
+
+
+def _check_resolution(model: Model, patch: int, most: int | None = None) -> None:
+    """ConfigError unless the size is of whole patches of so many pixels, and of at most `most` of them along a side."""
+    size = model.resolution
+    if size is None or (size >= patch and size % patch == 0 and (most is None or size <= most * patch)):
+        return
+    limit = "" if most is None else f" up to {most * patch}"
+    raise ConfigError(
+        f"recipe.model.resolution: expected a multiple of {patch}{limit} for {model.name}, got {size}. Choose such a size, or none "
+        "for the model's own."
+    )
 
 
 def _missing(model_id: str, place: str, error: Exception) -> MissingError:

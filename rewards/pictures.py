@@ -40,14 +40,23 @@ def as_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def from_file(file: bytes) -> Tensor:
-    """A PNG or WebP file as a picture [3, H, W] in [0, 1]; ValueError for anything else."""
-    import numpy as np
-    import torch
+def open_file(file: bytes) -> Image.Image:
+    """A PNG or WebP file, of which only the head is read; ValueError for anything else."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        picture = Image.open(io.BytesIO(file), formats=("PNG", "WEBP")).convert("RGB")
+        return Image.open(io.BytesIO(file), formats=("PNG", "WEBP"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as problem:
         raise ValueError(f"expected a PNG or WebP picture, got {problem}") from problem
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """A picture [3, H, W] in [0, 1]; ValueError for a damaged file."""
+    import numpy as np
+    import torch
+
+    try:
+        picture = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError) as problem:
+        raise ValueError(f"expected a PNG or WebP picture, got {problem}") from problem
+    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255

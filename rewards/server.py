@@ -21,7 +21,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from rewards.candidates import Compares
-from rewards.pictures import from_file
+from rewards.pictures import as_tensor, open_file
 from rewards.score import check_prompts, checked_scores
 from studio.errors import ConfigError
 from studio.protocols import RewardFn
@@ -38,6 +38,7 @@ class Limits:
     body: int = 256 * 2**20  # bytes of a request; more is answered 413
     waiting: int = 16  # requests at once, of which one is scored; more are answered 429
     batch_size: int = 64  # pictures per call of the reward
+    pixels: int = 2**27  # of all pictures of a request, 128 of 1024 x 1024; more is answered 413
 
 
 class Refused(Exception):
@@ -90,7 +91,7 @@ class RewardServer(ThreadingHTTPServer):
         if not self.places.acquire(blocking=False):
             raise Refused(429, f"expected at most {self.limits.waiting} requests at once. Try again later")
         try:
-            images, prompts = read_request(request)
+            images, prompts = read_request(request, self.limits.pixels)
             with self.turn:  # one model, one device
                 return self._score(images, prompts) | {"version": self.version}
         finally:
@@ -178,15 +179,18 @@ class Handler(BaseHTTPRequestHandler):
         """Quiet: requests are frequent, and paths and prompts are the client's business."""
 
 
-def read_request(request: dict[str, Any]) -> tuple[list[Tensor], Prompts]:
-    """Pictures [3, H, W] and prompts of a request; Refused with 422 for anything malformed."""
+def read_request(request: dict[str, Any], pixels: int = Limits.pixels) -> tuple[list[Tensor], Prompts]:
+    """Pictures [3, H, W] and prompts of a request; Refused with 422 for anything malformed, 413 for too many pixels."""
     files, texts = request.get("images"), request.get("prompts")
     meta = request.get("meta") or [{}] * (len(files) if isinstance(files, list) else 0)
     for name, values, kind in (("images", files, str), ("prompts", texts, str), ("meta", meta, dict)):
         if not isinstance(values, list) or len(values) != len(files) or not all(isinstance(value, kind) for value in values):
             raise Refused(422, f"expected {name} as a list of {kind.__name__}, one per picture")
     try:
-        images = [from_file(base64.b64decode(file, validate=True)) for file in files]
+        pictures = [open_file(base64.b64decode(file, validate=True)) for file in files]
+        if sum(picture.width * picture.height for picture in pictures) > pixels:  # a small file may unpack to gigabytes
+            raise Refused(413, f"expected at most {pixels} pixels in a request. Send fewer or smaller pictures")
+        images = [as_tensor(picture) for picture in pictures]
     except (ValueError, binascii.Error) as problem:
         raise Refused(422, f"images: {problem}") from problem
     return images, Prompts(texts, texts, meta)

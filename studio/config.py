@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 import yaml
 
+from studio.annotation import Component, Kind, Weighted
 from studio.errors import ConfigError
-from studio.schema import Component, Kind, Reader, Weighted, plain, shown
+from studio.schema import Reader
+from studio.wording import plain, shown
 
 __all__ = ["ABSENT", "Component", "Kind", "Weighted", "apply_overrides", "build", "component", "differences", "dump"]
 __all__ += ["flatten", "leaves", "load_yaml", "parse_yaml", "to_yaml"]

@@ -65,9 +65,8 @@ class Cluster:
             return [*head, *machines, "--master-addr", self.address, "--master-port", str(port)]
         head = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(self.total)]
         kind = ["--config_file", str(profile_file(self.profile))] if self.profile else ["--multi_gpu"]
-        machines = ["--num_machines", str(self.nodes), "--machine_rank", str(self.rank)]
-        machines += ["--main_process_ip", self.address, "--main_process_port", str(port)]
-        rest = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        machines = ["--num_machines", str(self.nodes), "--machine_rank", str(self.rank), "--main_process_ip", self.address]
+        rest = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]
         return [*head, *kind, *rest, *(machines if self.nodes > 1 else [])]
 
     def environment(self) -> dict[str, str]:

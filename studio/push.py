@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +62,14 @@ def push(folder: Path, to: Push, confirm: Callable[[str], bool]) -> str | None:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 
-    if not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]{1,96}", to.repo) or "--" in to.repo or ".." in to.repo:
-        raise ConfigError(f"push: expected owner/name with letters, digits, '.', '_', '-', got {to.repo!r}. Correct the name.")
+    try:
+        validate_repo_id(to.repo)  # takes a name without an owner, too
+    except HFValidationError as error:
+        raise ConfigError(f"push: expected owner/name as the Hub has it, got {to.repo!r}. {error}") from error
+    if "/" not in to.repo:
+        raise ConfigError(f"push: expected owner/name, got {to.repo!r}. Say whose repository it is.")
     check_folder(folder)
     if not confirm(question(folder, to)):
         return None

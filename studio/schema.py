@@ -2,75 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from studio import registry
+from studio.annotation import LISTS, Component, Kind, Slot, Weighted, is_container, is_mapping, is_scalar, slots_of, stripped
 from studio.errors import ConfigError
 from studio.names import suggestion
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Marks a field whose block names a component: `algorithm: Annotated[Component, Kind("algorithm")]`."""
-
-    table: str  # a key of registry.TABLES
-
-
-@dataclass(frozen=True)
-class Component:
-    """A named component with its validated options. In a file: `{name: grpo, clip: 0.1}` or just `grpo`."""
-
-    name: str
-    options: Any  # an instance of the class that the registry knows under this name
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """A component that counts with a weight. In a file: `ocr: {weight: 0.5, ...}` or `ocr: 0.5`."""
-
-    name: str
-    weight: float
-    options: Any
-
-
-class _Slot(NamedTuple):
-    """One field of a dataclass that a file may set."""
-
-    name: str
-    annotation: Any
-    default: Callable[[], Any] | None  # None = required
-
-
-def _maker(field: Field) -> Callable[[], Any] | None:
-    if field.default_factory is not MISSING:
-        return field.default_factory
-    return None if field.default is MISSING else lambda: field.default
-
-
-@cache
-def _slots(cls: type) -> dict[str, _Slot]:
-    """The settable fields of a dataclass, resolved one by one: annotations of other fields may need torch."""
-    slots = {}
-    for f in fields(cls):
-        if not f.init:
-            continue
-        owner = next(c for c in cls.__mro__ if f.name in c.__dict__.get("__annotations__", {}))
-        holder = types.SimpleNamespace(__annotations__={f.name: f.type})
-        scope = vars(sys.modules[owner.__module__])
-        annotation = typing.get_type_hints(holder, scope, dict(vars(owner)), include_extras=True)[f.name]
-        slots[f.name] = _Slot(f.name, annotation, _maker(f))
-    return slots
+from studio.wording import default_of, in_words, shown
 
 
 class _Bad:
@@ -90,8 +34,8 @@ class Reader:
         if self.problems:
             raise ConfigError("\n".join(self.problems))
 
-    def wrong(self, path: str, expected: str, data: Any, slot: _Slot | None = None) -> _Bad:
-        advice = f"Change it or remove the line (default {_default(slot)})." if slot and slot.default else "Change it."
+    def wrong(self, path: str, expected: str, data: Any, slot: Slot | None = None) -> _Bad:
+        advice = f"Change it or remove the line (default {default_of(slot)})." if slot and slot.default else "Change it."
         self.problems.append(f"{path}: expected {expected}, got {shown(data)}. {advice}")
         return _BAD
 
@@ -100,7 +44,7 @@ class Reader:
         data = {} if data is None else data  # `train:` with every line below it commented out
         if not isinstance(data, Mapping):
             return self.wrong(path, "a block of `key: value` lines", data)
-        slots, before, values = _slots(cls), len(self.problems), {}
+        slots, before, values = slots_of(cls), len(self.problems), {}
         known = [*extra, *slots]
         for key in data:
             if key not in slots:
@@ -112,7 +56,7 @@ class Reader:
             if slot.name in data:
                 values[slot.name] = self.value(slot.annotation, data[slot.name], place, slot)
             elif slot.default is None:
-                self.problems.append(f"{place}: expected {_expected(slot.annotation)}, got nothing. Add this line.")
+                self.problems.append(f"{place}: expected {in_words(slot.annotation)}, got nothing. Add this line.")
         return _BAD if len(self.problems) > before else self.made(cls, values, path)
 
     def made(self, cls: type, values: dict[str, Any], path: str) -> Any:
@@ -131,7 +75,7 @@ class Reader:
             data = {"weight": data}
         data = {} if data is None else data
         if not isinstance(data, Mapping):
-            return self.wrong(path, _expected(Annotated[shape, Kind(kind)]), data)
+            return self.wrong(path, in_words(Annotated[shape, Kind(kind)]), data)
         options = dict(data)
         name = options.pop("name", key)
         if not isinstance(name, str):
@@ -143,18 +87,18 @@ class Reader:
 
     def _component(self, shape: type, cls: type, name: str, options: dict[str, Any], path: str) -> Any:
         own = ("name", "weight") if shape is Weighted else ("name",)
-        if clash := [field for field in own if field in _slots(cls)]:
+        if clash := [field for field in own if field in slots_of(cls)]:
             raise TypeError(f"{cls.__qualname__}: {clash[0]!r} belongs to the block around it. Rename the field.")
         taken = {}
         if shape is Weighted:
-            slot = _Slot("weight", float, lambda: 1.0)
+            slot = Slot("weight", float, lambda: 1.0)
             taken["weight"] = self.value(float, options.pop("weight", 1.0), f"{path}.weight", slot)
         made = self.block(cls, options, path, subject=name, extra=own[1:])
         return _BAD if made is _BAD else shape(name=name, options=made, **taken)
 
-    def value(self, annotation: Any, data: Any, path: str, slot: _Slot | None = None, key: str | None = None) -> Any:
+    def value(self, annotation: Any, data: Any, path: str, slot: Slot | None = None, key: str | None = None) -> Any:
         """One value against its annotation; `key` is the mapping key it stands under, if any."""
-        base, metadata = _stripped(annotation)
+        base, metadata = stripped(annotation)
         kind = next((m.table for m in metadata if isinstance(m, Kind)), None)
         limits = [m for m in metadata if not isinstance(m, Kind)]
         origin = get_origin(base)
@@ -166,20 +110,20 @@ class Reader:
             return self.component(base, kind, data, path, key)
         if is_dataclass(base):
             return self.block(base, data, path, subject=path.rpartition(".")[2])
-        if _container(base):
+        if is_container(base):
             made = self.items(base, data, path, slot)
             return made if made is _BAD or not limits else self.leaf(Any, limits, made, path, slot)
         return self.leaf(base, limits, data, path, slot)
 
-    def union(self, base: Any, metadata: Sequence, data: Any, path: str, slot: _Slot | None, key: str | None) -> Any:
+    def union(self, base: Any, metadata: Sequence, data: Any, path: str, slot: Slot | None, key: str | None) -> Any:
         """The first alternative that fits, exact types before conversions (so "1e-4" stays text in `str | float`)."""
         choices = [a for a in get_args(base) if a is not types.NoneType]
         if data is None and len(choices) < len(get_args(base)):
             return None
         choices = [Annotated[(a, *metadata)] if metadata else a for a in choices]
         for choice in choices if len(choices) > 1 else ():
-            plain, limits = _stripped(choice)
-            if _scalar(plain) and _exact(plain, limits, data)[0]:
+            plain, limits = stripped(choice)
+            if is_scalar(plain) and _exact(plain, limits, data)[0]:
                 return data
         tried = []
         for choice in choices:
@@ -188,39 +132,39 @@ class Reader:
             if not attempt.problems:
                 return made
             tried.append((choice, attempt.problems))
-        structured = [p for c, p in tried if isinstance(data, Mapping) and not _scalar(_stripped(c)[0])]
+        structured = [p for c, p in tried if isinstance(data, Mapping) and not is_scalar(stripped(c)[0])]
         if len(tried) == 1 or len(structured) == 1:
             self.problems += structured[0] if len(structured) == 1 else tried[0][1]
             return _BAD
-        return self.wrong(path, _expected(base), data, slot)
+        return self.wrong(path, in_words(base), data, slot)
 
-    def items(self, base: Any, data: Any, path: str, slot: _Slot | None) -> Any:
+    def items(self, base: Any, data: Any, path: str, slot: Slot | None) -> Any:
         """A dict, list, tuple, set or frozenset with each item validated."""
         shape, inner, before = get_origin(base) or base, get_args(base), len(self.problems)
-        if _maps(shape):
+        if is_mapping(shape):
             data = {} if data is None else data
             if not isinstance(data, Mapping):
-                return self.wrong(path, _expected(base), data, slot)
+                return self.wrong(path, in_words(base), data, slot)
             keys, values = inner or (Any, Any)
             made = {self.value(keys, k, f"{path}.{k}"): self.value(values, v, f"{path}.{k}", key=k) for k, v in data.items()}
             return _BAD if len(self.problems) > before else made
         if not isinstance(data, list | tuple | set | frozenset):
-            return self.wrong(path, _expected(base), data, slot)
+            return self.wrong(path, in_words(base), data, slot)
         if shape is tuple and inner and inner[-1] is not Ellipsis:
             if len(inner) != len(data):
                 return self.wrong(path, f"{len(inner)} values", list(data), slot)
         else:
             inner = (inner[0] if inner else Any,) * len(data)
         made = [self.value(a, item, f"{path}[{i}]") for i, (a, item) in enumerate(zip(inner, data, strict=True))]
-        return _BAD if len(self.problems) > before else (shape if shape in _LISTS else list)(made)
+        return _BAD if len(self.problems) > before else (shape if shape in LISTS else list)(made)
 
-    def leaf(self, base: Any, limits: Sequence, data: Any, path: str, slot: _Slot | None) -> Any:
+    def leaf(self, base: Any, limits: Sequence, data: Any, path: str, slot: Slot | None) -> Any:
         """A plain value: converted where YAML is known to mislead, then validated by pydantic without guessing."""
-        fits, result = _exact(base, limits, _unmisled(base, data), strict=_scalar(base))
+        fits, result = _exact(base, limits, _unmisled(base, data), strict=is_scalar(base))
         if fits:
             return result
-        if not _exact(base, (), _unmisled(base, data), strict=_scalar(base))[0]:  # the type, not a limit
-            result = _expected(base)
+        if not _exact(base, (), _unmisled(base, data), strict=is_scalar(base))[0]:  # the type, not a limit
+            result = in_words(base)
         elif result.startswith(("greater", "less")):
             result = f"a value {result}"
         return self.wrong(path, result, data, slot)
@@ -262,93 +206,3 @@ def _unmisled(base: Any, data: Any) -> Any:
     if get_origin(base) is Literal and isinstance(data, bool) and not any(a is data for a in get_args(base)):
         return next((word for word in _WORDS[data] if word in get_args(base)), data)
     return data
-
-
-_SCALARS = (int, float, str, bool)
-_LISTS = (list, tuple, set, frozenset)
-
-
-def _scalar(base: Any) -> bool:
-    return base in _SCALARS or get_origin(base) is Literal
-
-
-def _maps(shape: Any) -> bool:
-    return isinstance(shape, type) and issubclass(shape, Mapping)
-
-
-def _container(base: Any) -> bool:
-    shape = get_origin(base) or base
-    return isinstance(shape, type) and shape is not str and issubclass(shape, (*_LISTS, Sequence, Mapping))
-
-
-def _stripped(annotation: Any) -> tuple[Any, tuple]:
-    """An annotation without Annotated, and the metadata that was on it."""
-    if get_origin(annotation) is Annotated:
-        base, *metadata = get_args(annotation)
-        return base, tuple(metadata)
-    return annotation, ()
-
-
-_SAID = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Any: "a value", Path: "a path"}
-
-
-def _expected(annotation: Any) -> str:
-    """An annotation in words."""
-    base, metadata = _stripped(annotation)
-    kind = next((m.table for m in metadata if isinstance(m, Kind)), None)
-    origin = get_origin(base)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_expected(a) for a in get_args(base) if a is not types.NoneType)
-    if origin is Literal:
-        *some, last = [repr(a) for a in get_args(base)]
-        return f"{', '.join(some)} or {last}" if some else last
-    if kind is not None:
-        return f"a name ({', '.join(registry.names(kind))}) or a block with 'name'"
-    if is_dataclass(base) or _maps(origin or base):
-        return "a block of `key: value` lines"
-    if _container(base):
-        inner = [a for a in get_args(base) if a is not Ellipsis]
-        return f"a list of {' and '.join(dict.fromkeys(_expected(a) for a in inner))}" if inner else "a list"
-    return _SAID.get(base, getattr(base, "__name__", str(base)))
-
-
-def shown(data: Any) -> str:
-    """A value of a YAML file in words, with its kind where that is the usual mistake."""
-    if data is None or isinstance(data, bool):
-        return json.dumps(data)
-    if isinstance(data, str):
-        return f"the text {_short(repr(data))}"
-    if isinstance(data, Mapping):
-        return f"a block ({_short(', '.join(map(str, data))) or 'empty'})"
-    if isinstance(data, list | tuple | set | frozenset):
-        return f"the list {_short(repr(list(data)))}"
-    return _short(repr(data))
-
-
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _default(slot: _Slot) -> str:
-    return _short(json.dumps(plain(slot.default())))
-
-
-def plain(value: Any) -> Any:
-    """A value of a dataclass as YAML can hold it."""
-    if isinstance(value, Component):
-        return {"name": value.name, **plain(value.options)}
-    if isinstance(value, Weighted):
-        return {"name": value.name, "weight": value.weight, **plain(value.options)}
-    if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(plain(v) for v in value)
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"dump: {value!r} of type {type(value).__name__} has no form in YAML. Use plain fields.")

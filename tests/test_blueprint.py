@@ -78,3 +78,19 @@ def test_gradient_checkpointing_keeps_the_gradient_and_less_memory(name, checkpo
 def test_a_wrong_name_is_a_config_error(options, words):
     with pytest.raises(ConfigError, match=words):
         build(Model, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "says"),
+    [
+        ("tiny-sd3", 30, "expected a multiple of 4"),
+        ("tiny-flux", 30, "expected a multiple of 4"),
+        ("tiny-flux", 2, "expected a multiple of 4"),
+        ("tiny-sdxl", 31, "expected a multiple of 2"),
+        ("tiny-sd3", 4096, "up to"),
+    ],
+)
+def test_a_size_that_the_network_cannot_draw_is_a_config_error(name, resolution, says):
+    """FLUX would draw 28 pixels for 30, and SD3 end in a mismatch of tensors at the first step."""
+    with pytest.raises(ConfigError, match=rf"recipe.model.resolution: .*{says}.* got {resolution}"):
+        load_backbone(Model(random=name, resolution=resolution, device="cpu", text_length=4))

@@ -158,6 +158,13 @@ def test_a_pipeline_in_half_precision_says_how_far_it_is(tmp_path):
     assert {value.dtype for value in load_file(next((tmp_path / "transformer").glob("*.safetensors"))).values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_pipeline_with_a_base_in_half_precision_can_be_exported(tmp_path, dtype):
+    """The usual case for large models: the merge is in float32, and so is what it is compared with."""
+    said = write_pipeline(trained(dtype=dtype), tmp_path)
+    assert said.error <= 1e-5 < 0.05 < said.effect
+
+
 def test_a_change_on_the_way_is_refused(tmp_path, monkeypatch):
     """What the check after reloading is for: here the strength is folded in twice."""
     monkeypatch.setattr("flows.export.folded", lambda model: {k: v * 4 if "lora_B" in k else v for k, v in unfolded(model).items()})
@@ -284,6 +291,13 @@ def test_what_a_pair_of_matrices_cannot_say_is_refused(tmp_path, changes, says):
     with pytest.raises(ExportError, match=says):
         import_lora(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    folder, _ = peft_folder(tmp_path / "peft")
+    (folder / "adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ExportError, match=r"adapter_model.safetensors: expected a safetensors file, got a damaged one"):
+        import_lora(folder, tmp_path / "out")
 
 
 def test_pickles_halves_and_folders_without_settings_are_refused(tmp_path):

@@ -162,6 +162,11 @@ def test_a_known_prompt_is_compared_with_its_own_past():
     torch.testing.assert_close(after[:, 0], torch.tensor([low, high, low, high]), atol=1e-5, rtol=0)
 
 
+def test_a_memory_that_can_never_hold_enough_is_refused():
+    with pytest.raises(ValueError, match="least: expected at most history = 8, got 16"):
+        DDPO(history=8)
+
+
 def test_only_the_last_rewards_count_and_a_missing_one_never():
     history = PromptHistory(size=2, least=2)
     history.update(scored([100.0, 1.0, 3.0], ["a"] * 3))

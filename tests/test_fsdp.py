@@ -1,12 +1,8 @@
 """FSDP2 with the tiny FLUX in two processes: the weights of one process, sharded checkpoints, whole files to export."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from ranks import run_two
 from safetensors.torch import load_file
 from test_train import fresh, tiny
 
@@ -18,7 +14,6 @@ from studio.train import train
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 STEPS = 3
 KINDS = {
     "full": ("policy.model.train=full", "algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}"),
@@ -75,25 +70,7 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
-    (root / "script.py").write_text(TWO, encoding="utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(root / "script.py"),
-            str(root),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_two(TWO, root)
     return root
 
 

@@ -188,6 +188,19 @@ def test_a_detector_of_masks_from_end_to_end(tmp_path):
         assert one.mask[top:bottom, left:right].sum() == one.mask.sum()
 
 
+def test_a_picture_in_which_nothing_is_found_has_no_objects(tmp_path):
+    """transformers then answers one map [H, W] of -1 where it otherwise has a mask per object."""
+    from types import SimpleNamespace
+
+    from transformers import Mask2FormerImageProcessor
+
+    from rewards.image.detector import _masks
+
+    nothing = torch.tensor([[[-9.0, -9.0, 9.0]] * 4])  # four queries, all sure of "no object"
+    output = SimpleNamespace(class_queries_logits=nothing, masks_queries_logits=torch.ones(1, 4, 8, 8))
+    assert _masks(Mask2FormerImageProcessor(), output, [(6, 6)], {0: "dog", 1: "cat"}) == [[]]
+
+
 def test_box_and_gray_crop_by_hand():
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[2:5, 3] = mask[4, 3:6] = True

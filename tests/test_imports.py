@@ -14,7 +14,8 @@ OURS = ("studio", "flows", "rewards", "pruning", "ui")
 
 BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "studio.names", "studio.seeds")
 COMPONENT = (*BASE, "studio.core", "studio.algorithms")
-SPINE = (*BASE, "studio.registry", "studio.schema", "studio.config", "studio.recipe", "studio.files", "studio.process")
+SPINE = (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema", "studio.config", "studio.recipe")
+SPINE += ("studio.files", "studio.process")
 SPINE += ("studio.run", "studio.dist", "studio.optim", "studio.prompts", "studio.scoring", "studio.watch")
 SPINE += ("studio.state", "studio.stepwise", "studio.progress", "studio.layout", "studio.samples", "studio.run_view")
 SPINE += (
@@ -36,8 +37,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.prompts": COMPONENT,
     "studio.text": COMPONENT,
     "studio.registry": BASE,
-    "studio.schema": (*BASE, "studio.registry"),
-    "studio.config": (*BASE, "studio.registry", "studio.schema"),
+    "studio.annotation": BASE,
+    "studio.wording": (*BASE, "studio.registry", "studio.annotation"),
+    "studio.schema": (*BASE, "studio.registry", "studio.annotation", "studio.wording"),
+    "studio.config": (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema"),
     "studio.recipe": (*BASE, "studio.registry", "studio.config", "studio.core"),
     "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
     "studio.chart": BASE,

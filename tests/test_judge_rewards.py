@@ -6,12 +6,12 @@ import base64
 import io
 import json
 import math
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 import torch
+from local_server import Handler, running
 from PIL import Image
 from zoo import TWO, prompts, smooth
 
@@ -26,27 +26,16 @@ def judging(answer):
     """A server whose choice for a request is answer(text of the question), or which says 500 when that is None."""
     asked = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Judge(Handler):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.body()
             asked.append((self.path, self.headers.get("Authorization"), body))
             choice = answer(body["messages"][0]["content"][1]["text"])
-            data = json.dumps({"choices": [choice]} if choice else {"error": {"message": "no memory"}}).encode()
-            self.send_response(200 if choice else 500)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            data = {"choices": [choice]} if choice else {"error": {"message": "no memory"}}
+            self.say(200 if choice else 500, json.dumps(data).encode())
 
-        def log_message(self, *given):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Judge)) as url:
+        yield f"{url}/v1", asked
 
 
 def tokens(**shares: float) -> dict:

@@ -1,6 +1,8 @@
 """Profiles, several machines and SLURM: the launcher's command, who is who, and real runs as far as CPUs go."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import types
@@ -43,6 +45,7 @@ def test_an_unknown_profile_is_a_config_error():
 def test_the_command_on_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     alone = Cluster(8).command()
+    assert alone[alone.index("--main_process_port") + 1] not in ("0", "29500")  # two runs on one machine do not meet
     assert "--multi_gpu" in alone and alone[alone.index("--num_processes") + 1] == "8" and "--num_machines" not in alone
     many = Cluster(8, 4, "fsdp2", 3, "node0", 1234).command()
     value = {flag: many[many.index(flag) + 1] for flag in many if flag.startswith("--")}
@@ -152,6 +155,35 @@ def test_a_job_has_the_exit_code_of_its_command():
     with pytest.raises(SystemExit) as left:
         Command(("train", "no/such-recipe"))()
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize("options", [{"slurm_queue": "gpu"}, {"nodes": 3}], ids=["unknown", "given twice"])
+def test_an_option_that_submitit_refuses_is_a_config_error(tmp_path, options):
+    with pytest.raises(ConfigError, match=rf"--slurm-option: expected options of submitit .*got {next(iter(options))}"):
+        submit(["train"], logs=tmp_path, nodes=1, gpus=0, minutes=5, options=options, where="local")
+
+
+def test_the_warning_before_a_jobs_time_is_up_becomes_a_stop_with_a_checkpoint(tmp_path, monkeypatch):
+    """SLURM sends SIGUSR2 to every process of the job; by default that ends a process, and submitit's handler kills its child."""
+    recipe, _ = load_recipe("shapes/grpo-guard")
+    stop = Run.create(tmp_path, "long", dump(recipe), total_steps=9, command=["test"]).folder / "control" / "stop"
+    child = tmp_path / "child"
+    child.write_text(
+        f"#!/bin/sh\nsleep 0.3\nkill -USR2 $$\nkill -USR2 $PPID\n"
+        f"for i in $(seq 100); do test -e {stop} && exit 0; sleep 0.05; done\nexit 7\n"
+    )
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    before = signal.getsignal(signal.SIGUSR2)
+    given = arguments("shapes/grpo-guard", [], runs=tmp_path, name="long", resume=True, gpus=1, nodes=1, profile=None)
+    assert Command(tuple(given))() == 0
+    assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_a_job_without_a_name_gets_one(tmp_path):
+    """By it the run is found when the job's time is up."""
+    given = arguments("shapes/ddpo", [], runs=tmp_path, name=None, resume=False, gpus=1, nodes=1, profile=None)
+    assert re.fullmatch(r"\d{8}-\d{6}_slurm_ddpo_[0-9a-f]{6}", given[given.index("--name") + 1])
 
 
 @pytest.mark.slow

@@ -1,12 +1,10 @@
 """One process, one process in parts, and two processes learn the same."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_two
 from test_train import fresh, tiny
 
 from studio.run import RunView
@@ -14,7 +12,6 @@ from studio.train import train
 
 pytestmark = pytest.mark.slow  # the shared runs alone take more than 10 s
 
-ROOT = Path(__file__).parents[1]
 STEPS = 3
 KINDS = {
     "full": ("policy.model.train=full",),
@@ -104,17 +101,7 @@ def test_adam_with_torch_s_eps_stays_within_the_learning_rate(tmp_path):
 def two(tmp_path_factory):
     """Each kind in two processes."""
     root = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    (root / "script.py").write_text(TWO, encoding="utf-8")
-    done = subprocess.run(
-        [*launch, str(root / "script.py"), str(root)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two(TWO, root)
     return root
 
 

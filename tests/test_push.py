@@ -20,6 +20,13 @@ from studio.run import RunView
 REPO = "me/shapes-lora"
 
 
+@pytest.mark.parametrize("repo", ["lora", "me/-lora", "me/lora.git", ".me/lora", "me/lo--ra", "a" * 60 + "/" + "b" * 97])
+def test_a_name_that_the_hub_refuses_is_refused_before_the_question(tmp_path, repo):
+    (tmp_path / "README.md").write_text("card")
+    with pytest.raises(ConfigError, match="push: expected owner/name"):
+        push(tmp_path, Push(repo), lambda text: pytest.fail(text))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained adapter with its export."""

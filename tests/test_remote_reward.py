@@ -14,11 +14,12 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from local_server import Handler, running
 from zoo import prompts, smooth
 
 from rewards.image.deqa import Deqa
@@ -54,13 +55,8 @@ class Red:
 @contextmanager
 def serving(reward=None, name="red", token=None, **limits):
     server = RewardServer(reward or Red(), name, host="127.0.0.1", port=0, token=token, limits=Limits(**limits))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @contextmanager
@@ -69,7 +65,7 @@ def scripted(*answers, health=None):
     left, asked = list(answers), []
     health = health or {"ok": True, "rewards": [{"name": "red", "version": "1", "license": "MIT", "range": [0, 1], "model": None}]}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Script(Handler):
         def do_GET(self):
             if isinstance(health, str):
                 self.send_response(302)
@@ -79,25 +75,11 @@ def scripted(*answers, health=None):
             self.say(200, json.dumps(health).encode())
 
         def do_POST(self):
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            asked.append(self.body())
             self.say(*(left.pop(0) if len(left) > 1 else left[0]))
 
-        def say(self, code, content):
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *given):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with running(HTTPServer(("127.0.0.1", 0), Script)) as url:
+        yield url, asked
 
 
 @pytest.fixture(autouse=True)

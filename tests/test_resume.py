@@ -82,17 +82,9 @@ def test_four_steps_equal_two_and_two(tmp_path, whole):
     assert_same(outcome(run.folder), expected)
 
 
-def test_lora_and_a_reference_resume_too(tmp_path):
-    recipe = tiny("policy.model.train=lora", "algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}", steps=2)
-    train(recipe, fresh(recipe, tmp_path, "whole"))
-    run = fresh(recipe, tmp_path, "parted")
-    train(recipe, run, report=lambda step, _: request(run.folder, "stop") if step == 1 else None)
-    train(recipe, Run.resume(run.folder))
-    assert_same(outcome(run.folder), outcome(tmp_path / "whole"))
-
-
-def test_full_fine_tuning_keeps_its_reference_across_a_resume(tmp_path):
-    recipe = tiny("algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}", steps=2)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_reference_is_kept_across_a_resume(tmp_path, kind):
+    recipe = tiny(f"policy.model.train={kind}", "algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}", steps=2)
     train(recipe, fresh(recipe, tmp_path, "whole"))
     run = fresh(recipe, tmp_path, "parted")
     train(recipe, run, report=lambda step, _: request(run.folder, "stop") if step == 1 else None)

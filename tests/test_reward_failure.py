@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import subprocess
 import sys
@@ -9,10 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from PIL import Image
+from test_train import fresh
 
 import rewards
 import studio.train as loop
-from studio.config import dump
 from studio.errors import RewardError
 from studio.launch import work
 from studio.recipe import load_recipe
@@ -49,10 +52,6 @@ def recipe(monkeypatch):
     return lambda *more: load_recipe("shapes/grpo-guard", [*SMALL, *more])[0]
 
 
-def run_of(recipe, root, name) -> Run:
-    return Run.create(root, name, dump(recipe), total_steps=recipe.train.steps, command=["test"])
-
-
 def rewards_by_step(folder) -> dict[int, float]:
     return {record["step"]: record["reward/mean"] for record in RunView.open(folder).metrics().records if "reward/mean" in record}
 
@@ -62,10 +61,10 @@ def rewards_by_step(folder) -> dict[int, float]:
 def test_the_last_complete_step_is_saved_and_continues_as_if_nothing_had_happened(tmp_path, recipe, good_calls):
     whole = recipe()
     CALLS["left"] = 100
-    loop.train(whole, run_of(whole, tmp_path, "whole"))
+    loop.train(whole, fresh(whole, tmp_path, "whole"))
     CALLS["left"] = good_calls  # one for the evaluation of the base, one for every step
     with pytest.raises(RewardError, match="Start the server again"):
-        work(run_of(whole, tmp_path, "cut"), whole, progress="none")
+        work(fresh(whole, tmp_path, "cut"), whole, progress="none")
     steps = good_calls - 1
     view = RunView.open(tmp_path / "cut")
     assert (view.status["state"], view.status["exit_code"]) == ("failed", 4)
@@ -81,14 +80,14 @@ def test_an_evaluation_that_fails_saves_the_step_before_it(tmp_path, recipe):
     small = recipe("watch.every=2", "train.steps=2")
     CALLS["left"] = 3  # the base, two steps; the evaluation after them fails
     with pytest.raises(RewardError, match="Start the server again"):
-        loop.train(small, run_of(small, tmp_path, "run"))
+        loop.train(small, fresh(small, tmp_path, "run"))
     assert RunView.open(tmp_path / "run").checkpoints() == [2]
 
 
 def test_a_failure_before_the_first_step_saves_nothing(tmp_path, recipe):
     CALLS["left"] = 1
     with pytest.raises(RewardError):
-        loop.train(recipe(), run_of(recipe(), tmp_path, "run"))
+        loop.train(recipe(), fresh(recipe(), tmp_path, "run"))
     assert RunView.open(tmp_path / "run").checkpoints() == []
 
 
@@ -139,5 +138,18 @@ def test_direct_back_propagation_saves_its_last_complete_step_too(tmp_path, monk
     recipe = load_recipe("shapes/draft", [*small, "algorithm.k=2"])[0]
     CALLS["left"] = 3  # the evaluation of the base and two steps
     with pytest.raises(RewardError, match="Start the server again"):
-        loop.train(recipe, run_of(recipe, tmp_path, "run"))
+        loop.train(recipe, fresh(recipe, tmp_path, "run"))
     assert RunView.open(tmp_path / "run").checkpoints() == [2]
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_unpacked():
+    """20 KB of PNG are 169 million white pixels: 2 GB of numbers, and a request may hold many of them."""
+    from rewards.server import Refused, read_request
+
+    file = io.BytesIO()
+    Image.new("1", (1000, 1000)).save(file, "PNG")
+    request = {"images": [base64.b64encode(file.getvalue()).decode()] * 3, "prompts": ["x"] * 3}
+    assert len(read_request(request, pixels=3_000_000)[0]) == 3
+    with pytest.raises(Refused, match="expected at most 2999999 pixels in a request") as refused:
+        read_request(request, pixels=2_999_999)
+    assert refused.value.code == 413

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import save_file
-from zoo import TWO, prompts, save_clip
+from zoo import TWO, prompts, save_clip, save_siglip
 
 from rewards import REWARDS
 from rewards.cached import Cached
@@ -289,22 +289,12 @@ def test_preprocessing_agrees_with_the_image_processor(shape, kind):
 
 
 def test_siglip_is_read_too(tmp_path):
-    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
-
-    from flows.shapes.models import build_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-    text = small | dict(vocab_size=len(tokenizer), max_position_embeddings=12, projection_size=32)
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=small | dict(image_size=32, patch_size=8)))
-    for part in (model, tokenizer, SiglipImageProcessor(size={"height": 32, "width": 32})):
-        part.save_pretrained(tmp_path)
+    model, tokenizer = save_siglip(tmp_path)
     images = torch.rand(2, 3, 32, 32)
     score = ClipReward(str(tmp_path), device="cpu")(images, TWO)
     tokens = tokenizer(TWO.text, padding="max_length", max_length=12, return_tensors="pt")
     with torch.no_grad():
-        out = model.eval()(pixel_values=images * 2 - 1, **tokens)
+        out = model(pixel_values=images * 2 - 1, **tokens)
     expected = (out.logits_per_image.diag() - model.logit_bias) / model.logit_scale.exp()
     torch.testing.assert_close(score, expected, atol=1e-5, rtol=0)
 

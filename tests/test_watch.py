@@ -110,7 +110,7 @@ class Brightness:
 @pytest.mark.parametrize("micro", [1, 3, 5, 7, 100])
 def test_a_test_set_that_does_not_divide_the_batch_is_weighted_by_its_rows(micro):
     """Seven prompts in batches of three are 3 + 3 + 1; the mean of three batch means would count the last one thrice."""
-    from studio.schema import Weighted
+    from studio.config import Weighted
     from studio.scoring import Scorer
     from studio.seeds import row_seed
 

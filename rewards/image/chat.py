@@ -75,7 +75,12 @@ class Chat:
 
 def template_text(template: str, where: str) -> str:
     """A template with {prompt}, given as text or as the path of a .txt file."""
-    text = Path(template).read_text(encoding="utf-8") if template.endswith(".txt") else template
+    try:
+        text = Path(template).read_text(encoding="utf-8") if template.endswith(".txt") else template
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(
+            f"{where}: expected a template in a text file, got {problem}. Check its path, or give the text."
+        ) from problem
     if "{prompt}" not in text:
         raise ConfigError(f"{where}: expected a template with {{prompt}}, got {text[:80]!r}. Say where the prompt goes.")
     return text

@@ -79,8 +79,9 @@ def _masks(processor: Any, output: Any, sizes: list, names: dict[int, str]) -> l
     pages = processor.post_process_instance_segmentation(output, threshold=FLOOR, target_sizes=sizes, return_binary_maps=True)
     found = []
     for page in pages:
-        masks = [] if page["segmentation"] is None else list(page["segmentation"].bool().cpu())
-        pairs = zip(masks, page["segments_info"], strict=bool(masks)) if masks else ()
+        objects = page["segments_info"]
+        masks = page["segmentation"].bool().cpu() if objects else ()  # without objects it is no stack of masks
+        pairs = zip(masks, objects, strict=True)
         found.append([Found(names[one["label_id"]], box_of(mask), one["score"], mask) for mask, one in pairs if mask.any()])
     return found
 

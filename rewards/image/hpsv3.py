@@ -128,7 +128,9 @@ def load_hpsv3(place: str, name: str, base: str, dtype: str, device: str) -> tup
     config.text_config.vocab_size = len(weights.get("body.language_model.embed_tokens.weight", ()))
     network = build_network(config, processor.tokenizer.convert_tokens_to_ids(TOKEN))
     fill(network, weights, file)
-    return network.to(device_of(device), getattr(torch, dtype)).eval().requires_grad_(False), processor
+    for parameter in network.parameters():  # and no buffer: rotary frequencies must stay float32
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return network.to(device_of(device)).eval().requires_grad_(False), processor
 
 
 def rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:

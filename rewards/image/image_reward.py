@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,8 +123,12 @@ def load_image_reward(place: str, name: str, blip: str, device: str) -> tuple[nn
             f"reward 'image_reward': expected BLIP's config and tokenizer in {blip}, got {first} {fetch(blip)}"
         ) from problem
     file = weight_file(place, name)
+    weights = rename(read_weights(file))
+    if (positions := weights.get("vision.embeddings.position_embedding")) is not None:
+        # trained on 224 pixels, and the config is of a BLIP for 384: one position a patch, and one for the class
+        config.vision_config.image_size = math.isqrt(positions.shape[1] - 1) * config.vision_config.patch_size
     network = build_network(config.vision_config, config.text_config)
-    fill(network, rename(read_weights(file)), file)
+    fill(network, weights, file)
     return network.to(device_of(device)).eval().requires_grad_(False), tokenizer
 
 
