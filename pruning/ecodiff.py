@@ -137,7 +137,7 @@ class EndToEnd:
 
     start: float = 2.0  # mean logit of the start
     spread: Annotated[float, Field(ge=0)] = 2.0  # logits start evenly in start ± spread, in the order of `first`
-    first: str | None = "obs"  # criterion that orders the units at the start; null = all alike
+    first: str | None = "taylor"  # criterion that orders the units at the start; null = all alike
     noise: Annotated[float, Field(gt=0)] = 0.1
     rate: Annotated[float, Field(gt=0)] = 1.0  # of the budget's multiplier
     ramp: Share = 0.4  # share of the updates over which the budget falls to the target

@@ -75,8 +75,8 @@ class PruneRecipe:
     def learned(self) -> bool:
         return "learn" in self.criterion.options.needs
 
-    def check(self) -> list[str]:
-        """Warnings; ConfigError or NeedsError for what cannot run. Loads no model."""
+    def check(self, *, prompts: bool = True) -> list[str]:
+        """Warnings; ConfigError or NeedsError for what cannot run. Loads no model; reads the prompts unless told not to."""
         options = self.criterion.options
         if self.learned:
             options.gate().check_start(options.start + getattr(options, "spread", 0.0))
@@ -92,7 +92,7 @@ class PruneRecipe:
                 )
         if self.heal.method == "reward" and not self.rewards:
             raise ConfigError("recipe.rewards: expected a reward to heal on, got none. Add one, or set heal.method: distill.")
-        warnings = list(self.prompts.options.check())
+        warnings = list(self.prompts.options.check()) if prompts else []
         if self.calibration.rows < 32:
             warnings.append(f"calibration.rows is {self.calibration.rows}: moments and scores are noisy; published are 100 prompts")
         if options.per_cost is False and self.allocation.scope == "global" and not self.learned:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from studio.commands import running, sharing, trained
+from studio.commands import pruning, running, sharing, trained
 from studio.commands.shared import app
 from studio.errors import StudioError
 
-__all__ = ["app", "main", "running", "sharing", "trained"]  # importing a file of commands is what adds them
+__all__ = ["app", "main", "pruning", "running", "sharing", "trained"]  # importing a file of commands is what adds them
 
 
 def main() -> None:

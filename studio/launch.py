@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from studio.config import apply_overrides, build, differences, dump
 from studio.errors import ConfigError, RunError, StudioError
@@ -17,6 +19,7 @@ from studio.recipe import Recipe, load_recipe, recipe_source
 from studio.run import Run, RunView
 
 INTERRUPTED, OUT_OF_MEMORY = 130, 5
+R = TypeVar("R")  # a kind of recipe
 
 
 def open_run(
@@ -24,7 +27,7 @@ def open_run(
 ) -> tuple[Run, Recipe]:
     """A new run folder, or an existing one to continue; everything that can be refused is refused here."""
     if resume:
-        return _reopen(name, overrides, runs, run_name)
+        return reopen(Recipe, name, overrides, runs, run_name)
     if name is None:
         raise ConfigError("studio train: expected a recipe, got none. Name one of `studio list recipes` or a YAML file.")
     recipe, source = load_recipe(name, overrides)
@@ -35,13 +38,15 @@ def open_run(
     return run, recipe
 
 
-def _reopen(name: str | None, overrides: list[str], runs: Path, run_name: str | None) -> tuple[Run, Recipe]:
+def reopen(
+    kind: type[R], name: str | None, overrides: list[str], runs: Path, run_name: str | None, *, work: str = "train"
+) -> tuple[Run, R]:
     """The run continues with its own recipe; a changed file or a differing override is refused, not ignored."""
     if run_name is None:
         raise ConfigError("--resume: expected --name NAME of the run to continue, got none. See `studio runs`.")
     view = RunView.find(runs, run_name)
     stored = view.recipe
-    changed = differences(stored, dump(build(Recipe, apply_overrides(stored, overrides))))
+    changed = differences(stored, dump(build(kind, apply_overrides(stored, overrides))))
     if changed:
         listed = ", ".join(f"{path} ({before!r} → {after!r})" for path, before, after in changed)
         raise RunError(
@@ -49,12 +54,12 @@ def _reopen(name: str | None, overrides: list[str], runs: Path, run_name: str | 
             "another --name."
         )
     source = view.folder / "recipe.source.yaml"
-    if name is not None and source.is_file() and source.read_text(encoding="utf-8") != recipe_source(name):
+    if name is not None and source.is_file() and source.read_text(encoding="utf-8") != recipe_source(name, work):
         raise RunError(
             f"{view.folder}: expected the recipe it was started with ({source.name}), got another text for {name!r}. Resume "
             f"without naming a recipe, or start a new run with another --name."
         )
-    return Run.resume(view.folder), build(Recipe, stored)
+    return Run.resume(view.folder), build(kind, stored)
 
 
 def start(run: Run, recipe: Recipe, *, where: Cluster | None = None, progress: str = "auto", log_every: int = 1) -> int:
@@ -96,9 +101,17 @@ def work(run: Run, recipe: Recipe, *, progress: str = "auto", log_every: int = 1
     """Train in this process; whatever happens ends in status.json and an exit code."""
     from studio.train import train
 
-    try:
+    def body() -> None:
         with Progress(recipe.train.steps, style=progress if main else "none", every=log_every) as report:
             train(recipe, run, report=report)
+
+    return accounted(run, body, main=main)
+
+
+def accounted(run: Run, body: Callable[[], Any], *, main: bool = True) -> int:
+    """Run `body`; whatever happens ends in status.json and an exit code."""
+    try:
+        body()
         return 0
     except StudioError as error:
         _failed(run, main, error.exit_code, str(error))

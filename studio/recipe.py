@@ -14,6 +14,7 @@ from studio.errors import ConfigError, NeedsError
 from studio.names import suggestion
 
 Positive = Annotated[int, Field(ge=1)]
+RECIPES = {"train": "studio", "prune": "pruning"}  # command -> package whose folder recipes/ it reads
 
 
 @dataclass(frozen=True)
@@ -165,30 +166,36 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> tuple
     return build(Recipe, apply_overrides(data, list(overrides))), source
 
 
-def recipe_source(name: str) -> str:
-    """The text of a recipe; ConfigError with the nearest names when there is none."""
+def recipe_source(name: str, work: str = "train") -> str:
+    """The text of a recipe of `studio train` or `studio prune`; ConfigError with the nearest names when there is none."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         load_yaml(path)
         return path.read_text(encoding="utf-8")
-    known = recipe_names()
+    known = recipe_names(work)
     if name not in known:
-        raise ConfigError(
-            f"recipe: expected a bundled recipe or a .yaml file, got {name!r}{suggestion(name, known)} "
-            f"(recipes: {', '.join(known)})"
-        )
-    return (files("studio") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        other = next((other for other in RECIPES if other != work and name in recipe_names(other)), None)
+        hint = f" (it is a recipe of `studio {other}`)." if other else suggestion(name, known)
+        raise ConfigError(f"recipe: expected a bundled recipe or a .yaml file, got {name!r}{hint} (recipes: {', '.join(known)})")
+    return (files(RECIPES[work]) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def recipe_names() -> list[str]:
-    """Bundled recipes, as `folder/name`."""
-    root = Path(str(files("studio") / "recipes"))
+def recipe_names(work: str = "train") -> list[str]:
+    """Bundled recipes of a command, as `folder/name`."""
+    root = Path(str(files(RECIPES[work]) / "recipes"))
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
 
-def describe(name: str) -> str:
+def work_of(name: str) -> str:
+    """Whether a recipe is for `studio train` or for `studio prune`: a prune recipe names a criterion."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        return "prune" if "criterion" in load_yaml(name) else "train"
+    return "prune" if name in recipe_names("prune") else "train"
+
+
+def describe(name: str, work: str = "train") -> str:
     """First comment line of a bundled recipe."""
-    first = recipe_source(name).splitlines()[0]
+    first = recipe_source(name, work).splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 

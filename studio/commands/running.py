@@ -68,20 +68,35 @@ def train(
 @app.command(context_settings=OVERRIDES)
 def check(ctx: typer.Context, recipe: RecipeName, processes: Many = 1, as_json: Json = False) -> None:
     """What would run: batch plan, network calls, needs and provides, warnings; loads no model."""
-    from studio.recipe import load_recipe, plan
+    from studio.recipe import load_recipe, plan, work_of
 
+    if work_of(recipe) == "prune":
+        from pruning.launch import load_prune_recipe
+        from pruning.recipe import overview
+
+        pruned, _ = load_prune_recipe(recipe, ctx.args)
+        told(overview(pruned), pruned.check(prompts=False) + prompt_warnings(pruned.prompts.options), as_json)
+        return
     parsed, _ = load_recipe(recipe, ctx.args)
-    warnings = parsed.check(processes, prompts=False)
-    try:
-        warnings += parsed.prompts.options.check()
-    except ConfigError as missing:  # a recipe for prompts of your own: what it plans can be seen before they are there
-        warnings.append(str(missing))
+    warnings = parsed.check(processes, prompts=False) + prompt_warnings(parsed.prompts.options)
     facts = plan(parsed, processes) | {
         f"{parsed.algorithm.name} needs": ", ".join(sorted(parsed.objective().needs)) or "nothing",
         f"{parsed.policy.name} provides": ", ".join(sorted(parsed.policy.options.provides)),
         "rewards": ", ".join(f"{name} × {block.weight:g}" for name, block in parsed.rewards.items()),
         "held out": ", ".join(parsed.held_out) or "none",
     }
+    told(facts, warnings, as_json)
+
+
+def prompt_warnings(options: Any) -> list[str]:
+    """What the prompt source says; a recipe for prompts of your own can be looked at before they are there."""
+    try:
+        return options.check()
+    except ConfigError as missing:
+        return [str(missing)]
+
+
+def told(facts: dict[str, Any], warnings: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts | {"warnings": warnings}))
         return
@@ -91,14 +106,15 @@ def check(ctx: typer.Context, recipe: RecipeName, processes: Many = 1, as_json: 
 
 
 @app.command(name="list")
-def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, rewards, policies")]) -> None:
-    """Recipes, algorithms with the policies they run on, rewards, policies."""
+def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, rewards, policies, pruners")]) -> None:
+    """Recipes, algorithms with the policies they run on, rewards, policies, pruning criteria."""
     from studio.registry import lookup, names
 
     if kind == "recipes":
-        from studio.recipe import describe, recipe_names
+        from studio.recipe import RECIPES, describe, recipe_names
 
-        table(kind, [(name, describe(name)) for name in recipe_names()])
+        for work in RECIPES:
+            table(f"studio {work} RECIPE", [(name, describe(name, work)) for name in recipe_names(work)])
     elif kind == "algorithms":
         rows = []
         for name in names("algorithm"):
@@ -107,14 +123,14 @@ def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, r
             fits = [policy for policy in names("policy") if needs <= lookup("policy", policy).provides]
             rows.append((name, f"{first(algorithm)}  [runs on: {', '.join(fits) or 'no policy of this version'}]"))
         table(kind, rows)
-    elif kind in ("rewards", "policies"):
-        single = {"rewards": "reward", "policies": "policy"}[kind]
+    elif kind in ("rewards", "policies", "pruners"):
+        single = {"rewards": "reward", "policies": "policy", "pruners": "criterion"}[kind]
         from rewards.facts import one_line
 
         facts = {name: one_line(lookup(single, name)()) if kind == "rewards" else "" for name in names(single)}
         table(kind, [(name, first(lookup(single, name)) + (facts[name] and f"  [{facts[name]}]")) for name in facts])
     else:
-        raise ConfigError(f"list: expected recipes, algorithms, rewards or policies, got {kind!r}. Name one of them.")
+        raise ConfigError(f"list: expected recipes, algorithms, rewards, policies or pruners, got {kind!r}. Name one of them.")
 
 
 @app.command()
