@@ -56,6 +56,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.license": BASE,
     "studio.results": (*BASE, "studio.run"),
     "flows": COMPONENT,
+    "flows.load": (*COMPONENT, "flows", "pruning.compact"),  # a pruned network is loaded by what wrote it
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
     "pruning": (*COMPONENT, "flows.denoise", "flows.backbones"),
