@@ -61,14 +61,13 @@ def as_compact(
     network: nn.Module, groups: Sequence[Group], kept: Kept, facts: Facts, config_changes: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """The same weights, shared, in the class that states their shapes in its config."""
-    whole = stock(network)
     plain = stock(network, config_changes)
     state = network.state_dict()
     pruning = {"shapes": other_shapes(plain, {key: list(value.shape) for key, value in state.items()}), **asdict(facts)}
     with torch.device("meta"):
         made = network_class(type(plain)).from_config({**plain_config(plain), "pruning": pruning})
     made.load_state_dict(state, assign=True)
-    made.record = record(groups, kept, facts, "compact", before=count(whole), after=count(network))
+    made.record = record(groups, kept, facts, "compact", before=whole_size(network), after=count(network))
     return made
 
 
@@ -165,6 +164,12 @@ def other_shapes(network: nn.Module, shapes: Mapping[str, list[int]]) -> dict[st
     """Those of a state dict that `network` does not have."""
     own = {key: list(value.shape) for key, value in network.state_dict().items()}
     return {key: list(shape) for key, shape in shapes.items() if own.get(key) != list(shape)}
+
+
+def whole_size(network: nn.Module) -> int:
+    """Parameters before any cut: as pruning.json said where it was loaded from, else those of its config."""
+    found = getattr(network, "record", None) or {}
+    return found["parameters"]["before"] if "parameters" in found else count(stock(network))
 
 
 def count(network: nn.Module) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pruning.compact import Facts, as_compact, count, record, stock
+from pruning.compact import Facts, as_compact, count, record, stock, whole_size
 from pruning.dense import dense_state, refuse_dropped
 from pruning.pruned_model import write_record
 from pruning.sites import Group
@@ -46,8 +46,7 @@ def save_pipeline(
     finally:
         pipeline.register_modules(**{part: before})
     if form != "compact":
-        whole = stock(network)
-        stated = record(groups, kept, facts, form, before=count(whole), after=count(made))
+        stated = record(groups, kept, facts, form, before=whole_size(network), after=count(made))
         write_record(Path(folder) / part, stated, diffusers=diffusers.__version__)
 
 
