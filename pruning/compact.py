@@ -95,17 +95,16 @@ def load_compact(folder: Path | str) -> nn.Module:
             raise _damaged(file, f"a file that cannot be read ({error})") from error
     base = _base(folder, config)
     plain = {key: value for key, value in config.items() if key not in PRIVATE}
-    with init_empty_weights():  # the meta device for parameters only: buffers that are not stored are computed
-        network: Any = base.from_config(plain)
-        other = other_shapes(network, shapes)
-        if other or str(config.get("_class_name")).startswith("Pruned"):
-            stated = {**config.get("pruning", {}), "shapes": other}
-            network = network_class(base).from_config({**plain, "pruning": stated})
-            network.record = found
     try:
+        with init_empty_weights():  # the meta device for parameters only: buffers that are not stored are computed
+            network: Any = base.from_config(plain)
+            other = other_shapes(network, shapes)
+            if other or str(config.get("_class_name")).startswith("Pruned"):
+                network = network_class(base).from_config({**plain, "pruning": {**config.get("pruning", {}), "shapes": other}})
+                network.record = found
         network.load_state_dict({key: value for file in files for key, value in load_file(file).items()}, assign=True)
-    except RuntimeError as error:
-        raise _damaged(folder, f"others ({' '.join(str(error).split())[:300]})", "the tensors of " + base.__name__) from error
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:  # whatever an odd config or tensor leads to
+        raise _damaged(folder, f"others ({' '.join(str(error).split())[:300]})", f"the tensors of a {base.__name__}") from error
     return network.eval()
 
 

@@ -84,7 +84,10 @@ def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
             if layer.bias is not None:
                 layer.bias = nn.Parameter(layer.bias.new_empty(rows))
     for name, size in sizes.items():
-        _restate(modules[name], size)
+        rows = modules[name].to_q.out_features
+        if rows % size:
+            raise ValueError(f"{name}.to_q: expected whole heads of {size} rows, got {rows} rows. The folder is of another base.")
+        _restate(modules[name], rows // size, size)
     for module in modules.values():
         if type(module).__name__ == "FluxSingleTransformerBlock":
             module.mlp_hidden_dim = module.proj_mlp.out_features
@@ -95,8 +98,7 @@ def _has_heads(module: Any) -> bool:
     return isinstance(getattr(module, "to_q", None), nn.Linear) and hasattr(module, "heads")
 
 
-def _restate(attention: Any, size: int) -> None:
-    heads = attention.to_q.out_features // size
+def _restate(attention: Any, heads: int, size: int) -> None:
     if heads == attention.heads:
         return
     stated = {"heads": heads, "sliceable_head_dim": heads, "inner_dim": heads * size, "inner_kv_dim": heads * size}

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from flows.adapter import load_weights, save_weights
 from flows.blueprint import blueprints, random_pipeline
 from flows.load import Lora, Model, build_policy, load_backbone, locate
 from flows.sampler import Sampler
-from pruning.compact import Facts, count, load_compact, save_compact
+from pruning.compact import Facts, count, load_compact, network_class, save_compact
 from pruning.formats import predicted_params, save_pipeline
 from pruning.pruned_model import ScatterLinear, write_record
 from pruning.sites import find_groups
@@ -320,10 +321,23 @@ def test_a_folder_of_another_program_loads_by_its_shapes_alone(case, tmp_path):
     again.save_pretrained(tmp_path / "ours")
     assert (answer(load_compact(tmp_path / "ours")) - answer(case.network)).abs().max() <= 1e-5
     state = load_file(tmp_path / "model.safetensors")
-    state["proj_in.weight"] = torch.zeros(3)
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(MissingError, match="expected the tensors of .*, got others .*proj_in.weight"):
-        load_compact(tmp_path)
+    linear = next(key for key in state if key.endswith("to_q.weight"))
+    for key, value in (("another.weight", torch.zeros(3)), (linear, torch.zeros(3)), (linear, torch.zeros(3, 3))):
+        save_file({**state, key: value}, tmp_path / "model.safetensors")
+        with pytest.raises(MissingError, match=f"expected the tensors of a {type(case.whole).__name__}, got others "):
+            load_compact(tmp_path)
+
+
+def test_without_its_record_a_network_is_saved_with_what_its_config_says(cases, tmp_path):
+    """Downloads of a pipeline by diffusers leave pruning.json behind: it is neither weights, config nor code."""
+    case = cases["tiny-sd3"]
+    shutil.copytree(case.component(), tmp_path / "fetched")
+    (tmp_path / "fetched" / "pruning.json").unlink()
+    network = network_class(SD3Transformer2DModel).from_pretrained(tmp_path / "fetched")
+    network.save_pretrained(tmp_path / "saved")
+    again = load_compact(tmp_path / "saved")
+    assert again.record["method"] == "magnitude" and again.record["sha256"] and "groups" not in again.record
+    assert torch.equal(answer(again), answer(network))
 
 
 def dropped(case, name):
