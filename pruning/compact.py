@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning.depth import depth_config
 from pruning.pruned_model import RECORD, WEIGHTS, pruned_class, sha256
 from pruning.sites import Group
 from pruning.surgery import Kept
@@ -51,7 +52,8 @@ def save_compact(
 ) -> None:
     """A component folder of a network that `surgery.cut` has sliced.
 
-    groups: as found before the cut. config_changes: the depth that is left, where blocks were dropped.
+    groups: as found before the cut. config_changes: the depth that is left; None = what follows from the dropped blocks, {}
+    for a network whose config states it already.
     """
     made: Any = as_compact(network, groups, kept, facts, config_changes)
     made.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -61,7 +63,7 @@ def as_compact(
     network: nn.Module, groups: Sequence[Group], kept: Kept, facts: Facts, config_changes: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """The same weights, shared, in the class that states their shapes in its config."""
-    plain = stock(network, config_changes)
+    plain = stock(network, depth_changes(network, groups, kept, config_changes))
     state = network.state_dict()
     pruning = {"shapes": other_shapes(plain, {key: list(value.shape) for key, value in state.items()}), **asdict(facts)}
     with torch.device("meta"):
@@ -144,6 +146,16 @@ def record(groups: Sequence[Group], kept: Kept, facts: Facts, form: str, *, befo
         if group.name in kept
     ]
     return {"schema": SCHEMA, "form": form, **asdict(facts), "parameters": {"before": before, "after": after}, "groups": stated}
+
+
+def depth_changes(network: nn.Module, groups: Sequence[Group], kept: Kept, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """`given`, or what becomes of the config without the blocks of which nothing is kept."""
+    return depth_config(network, dropped(groups, kept)) if given is None else given
+
+
+def dropped(groups: Sequence[Group], kept: Kept) -> list[str]:
+    """Names of the blocks that are gone."""
+    return [group.name for group in groups if group.kind == "blocks" and group.name in kept and not len(kept[group.name])]
 
 
 def stock(network: nn.Module, config_changes: Mapping[str, Any] | None = None) -> nn.Module:

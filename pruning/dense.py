@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pruning.compact import dropped
 from pruning.sites import Group
 from pruning.surgery import Kept, lines, removed
 from studio.errors import ConfigError
@@ -24,10 +25,10 @@ def dense_state(network: nn.Module, groups: Sequence[Group], kept: Kept, whole: 
 
 
 def refuse_dropped(groups: Sequence[Group], kept: Kept) -> None:
-    dropped = [group.name for group in groups if group.kind == "blocks" and group.name in kept and not len(kept[group.name])]
-    if dropped:
+    blocks = dropped(groups, kept)
+    if blocks:
         raise ConfigError(
-            f"export: expected a network that keeps its blocks for the dense form, got one without {', '.join(dropped[:3])}: no "
+            f"export: expected a network that keeps its blocks for the dense form, got one without {', '.join(blocks[:3])}: no "
             "zero weight skips a block. Use the depth form (where only blocks were removed) or compact."
         )
 

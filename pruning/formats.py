@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pruning.compact import Facts, as_compact, count, record, stock, whole_size
+from pruning.compact import Facts, as_compact, count, depth_changes, dropped, record, stock, whole_size
 from pruning.dense import dense_state, refuse_dropped
 from pruning.pruned_model import write_record
 from pruning.sites import Group
@@ -67,7 +67,7 @@ def in_form(
         state = dense_state(network, groups, kept, made)
     else:
         refuse_narrowed(groups, kept)
-        made, state = stock(network, config_changes), network.state_dict()
+        made, state = stock(network, depth_changes(network, groups, kept, config_changes)), network.state_dict()
     try:
         made.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -90,9 +90,8 @@ def refuse_narrowed(groups: Sequence[Group], kept: Kept) -> None:
 
 def predicted_params(before: int, groups: Sequence[Group], kept: Kept) -> int:
     """Parameters left of `before`, counted from the kept units alone; what a dropped block holds goes once."""
-    dropped = {group.name for group in groups if group.kind == "blocks" and group.name in kept and not len(kept[group.name])}
-    lost = 0
+    blocks, lost = dropped(groups, kept), 0
     for group in (group for group in groups if group.name in kept):
-        if group.kind == "blocks" or not any(group.name.startswith(f"{name}.") for name in dropped):
+        if group.kind == "blocks" or not any(group.name.startswith(f"{name}.") for name in blocks):
             lost += (group.units - len(kept[group.name])) * group.params
     return before - lost

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pruning.compact import Facts, count, record
-from pruning.dense import dense_state
+from pruning.compact import Facts, count, depth_changes, record
+from pruning.dense import dense_state, refuse_dropped
+from pruning.formats import predicted_params
 from pruning.pruned_model import write_record
 from pruning.sites import Group
 from pruning.surgery import Kept
@@ -33,23 +34,26 @@ def save_language_model(
     """A folder that AutoModelForCausalLM loads, of a model that `surgery.cut` has sliced.
 
     compact: the widths go into the stock config, which has one number for all layers. dense: the original shapes, always.
-    groups: as found before the cut. config_changes: the depth that is left, where layers were dropped.
+    groups: as found before the cut. config_changes: the depth that is left; None = what follows from the dropped layers.
     """
     import transformers
 
     given: Any = model
-    whole = _on_meta(given, given.config)
     if form == "dense":
-        made, state = whole, dense_state(model, groups, kept, whole)
+        refuse_dropped(groups, kept)
+        made = _on_meta(given, given.config)
+        state = dense_state(model, groups, kept, made)
     else:
-        made, state = _on_meta(given, narrow_config(model, config_changes or {})), model.state_dict()
+        changes = depth_changes(model, groups, kept, config_changes)
+        made, state = _on_meta(given, narrow_config(model, changes)), model.state_dict()
     _fill(made, state)
     made.generation_config = given.generation_config
     folder = Path(folder)
     made.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    stated = record(groups, kept, facts, form, before=count(whole), after=count(made))
+    before = count(model) - predicted_params(0, groups, kept)
+    stated = record(groups, kept, facts, form, before=before, after=count(made))
     write_record(folder, stated, transformers=transformers.__version__)
 
 
@@ -88,10 +92,12 @@ def _widths(model: nn.Module) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for module in model.modules():
         layer: Any = module
-        if hasattr(module, "o_proj") and hasattr(module, "head_dim"):
-            found.setdefault("head_dim", set()).add(layer.head_dim)
-            found.setdefault("num_attention_heads", set()).add(layer.q_proj.out_features // layer.head_dim)
-            found.setdefault("num_key_value_heads", set()).add(layer.k_proj.out_features // layer.head_dim)
+        if hasattr(module, "o_proj") and hasattr(module, "q_proj"):
+            size = getattr(layer, "head_dim", 1)  # an emptied attention has none, and no rows
+            found.setdefault("num_attention_heads", set()).add(layer.q_proj.out_features // size)
+            found.setdefault("num_key_value_heads", set()).add(layer.k_proj.out_features // size)
+            if hasattr(module, "head_dim"):
+                found.setdefault("head_dim", set()).add(layer.head_dim)
         elif hasattr(module, "down_proj") and hasattr(module, "gate_proj"):
             found.setdefault("intermediate_size", set()).add(layer.down_proj.in_features)
     return found

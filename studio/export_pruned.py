@@ -83,7 +83,7 @@ def write_pruned(backbone: Any, stored: Path, folder: Path, form: Form, dtype: s
     groups, kept, facts = stated(network, whole, stored)
     wanted = probe(backbone, network)
     network.to(getattr(torch, dtype))
-    save_pipeline(backbone.pipeline, network, groups, kept, folder, facts, form)
+    save_pipeline(backbone.pipeline, network, groups, kept, folder, facts, form, config_changes={})  # its config is the shorter one
     forget_places(folder)
     again: Any = load_compact(folder / part).to(device, torch.float32)
     error = difference(probe(backbone, again), wanted)

@@ -32,14 +32,12 @@ def prune_run(folder, kinds):
     whole = StableDiffusion3Pipeline.from_pretrained(locate("shapes")).transformer
     groups = [group for group in find_groups(whole) if group.kind in kinds]
     kept = {group.name: torch.arange(group.units)[group.units // 3 :] for group in groups}
-    changes = {}
     if "blocks" in kinds:
         kept = {group.name: torch.arange(i != 1) for i, group in enumerate(groups)}
-        changes = {"num_layers": whole.config.num_layers - 1}
     network = copy.deepcopy(whole)
     cut(network, groups, kept)
     facts = Facts(str(folder), "taylor", seed=3, align=2, calibration="ab12", ratios={"units": 0.67, "total": 0.7}, flops=0.61)
-    save_compact(network, groups, kept, folder / "pruned", facts, config_changes=changes)
+    save_compact(network, groups, kept, folder / "pruned", facts)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     for name, data in (("status", {"state": "finished"}), ("summary", SUMMARY), ("env", {"versions": {"torch": "2"}})):
         (folder / f"{name}.json").write_text(json.dumps(data))

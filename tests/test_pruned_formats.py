@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 
@@ -340,36 +340,39 @@ def test_without_its_record_a_network_is_saved_with_what_its_config_says(cases, 
     assert torch.equal(answer(again), answer(network))
 
 
-def dropped(case, name):
-    """The case's whole network without one block -> (network, groups, kept)."""
+def without(case, blocks):
+    """The case's whole network without some blocks -> (network, groups, kept)."""
     groups = [group for group in find_groups(case.whole) if group.kind == "blocks"]
-    kept = {group.name: torch.arange(group.name != name) for group in groups}
+    kept = {group.name: torch.arange(group.name not in blocks) for group in groups}
     network = copy.deepcopy(case.whole)
     cut(network, groups, kept)
     return network, groups, kept
 
 
 @pytest.mark.parametrize(
-    ("name", "block", "changes", "kind"),
+    ("name", "blocks"),
     [
-        ("tiny-sd3", "transformer_blocks.0", {"num_layers": 1}, SD3Transformer2DModel),
-        ("tiny-flux", "single_transformer_blocks.0", {"num_single_layers": 1}, FluxTransformer2DModel),
+        ("tiny-sd3", ["transformer_blocks.0"]),
+        ("tiny-flux", ["single_transformer_blocks.0"]),
+        ("tiny-sdxl", [f"{place}.attentions.0.transformer_blocks.1" for place in ("down_blocks.1", "mid_block")]),
     ],
 )
-def test_depth_is_stock(cases, tmp_path, name, block, changes, kind):
+def test_depth_is_stock(cases, tmp_path, name, blocks):
     case = cases[name]
-    network, groups, kept = dropped(case, block)
-    save_pipeline(case.pipeline, network, groups, kept, tmp_path, FACTS, "depth", config_changes=changes)
-    again = kind.from_pretrained(tmp_path / case.part)
+    network, groups, kept = without(case, blocks)
+    save_pipeline(case.pipeline, network, groups, kept, tmp_path, FACTS, "depth")
+    again = type(case.whole).from_pretrained(tmp_path / case.part)
     assert (answer(again) - answer(network)).abs().max() <= 1e-5
     assert count(again) == count(network) == predicted_params(count(case.whole), groups, kept) < count(case.whole)
     assert not list(tmp_path.rglob("*.py")) and getattr(case.pipeline, case.part) is case.whole
-    with pytest.raises(ConfigError, match=f"without {block}.* depth form .* or compact"):
-        save_pipeline(case.pipeline, network, groups, kept, tmp_path / "dense", FACTS, "dense", config_changes=changes)
+    with pytest.raises(ConfigError, match=f"without {blocks[0]}.* depth form .* or compact"):
+        save_pipeline(case.pipeline, network, groups, kept, tmp_path / "dense", FACTS, "dense")
     with pytest.raises(ConfigError, match="expected weights that fit"):
-        save_pipeline(case.pipeline, network, groups, kept, tmp_path / "unsaid", FACTS, "depth")
-    save_pipeline(case.pipeline, network, groups, kept, tmp_path / "compact", FACTS, "compact", config_changes=changes)
-    assert (answer(load_compact(tmp_path / "compact" / case.part)) - answer(network)).abs().max() <= 1e-5
+        save_pipeline(case.pipeline, network, groups, kept, tmp_path / "unsaid", FACTS, "depth", config_changes={})
+    save_pipeline(case.pipeline, network, groups, kept, tmp_path / "compact", FACTS, "compact")
+    again = load_compact(tmp_path / "compact" / case.part)
+    assert (answer(again) - answer(network)).abs().max() <= 1e-5
+    assert again.record["parameters"] == {"before": count(case.whole), "after": count(network)}
 
 
 def test_depth_is_refused_for_narrowed_blocks(case, tmp_path):

@@ -107,23 +107,30 @@ def test_emptied_layers_have_the_dense_form_only(whole, tmp_path):
     assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()) - logits(small)).abs().max() <= 1e-6
 
 
-def test_a_dropped_layer_lowers_the_depth(whole, tmp_path):
-    groups = [group for group in find_groups(whole) if group.kind == "blocks"]
-    kept = {group.name: torch.arange(i != 0) for i, group in enumerate(groups)}
+@pytest.mark.parametrize("neurons", [48, 30])
+def test_a_dropped_layer_lowers_the_depth(whole, tmp_path, neurons):
+    groups = find_groups(whole)
+    kept = {group.name: torch.arange(group.units) for group in groups}
+    kept |= {group.name: torch.arange(neurons) for group in groups if group.kind == "neurons"}
+    kept["model.layers.0"] = torch.arange(0)
     small = copy.deepcopy(whole)
     cut(small, groups, kept)
-    for index, layer in enumerate(small.model.layers):
-        layer.self_attn.layer_idx = index  # the cache of keys and values has one place per layer
-    changes = {"num_hidden_layers": 1} | ({"layer_types": ["full_attention"]} if hasattr(whole.config, "layer_types") else {})
-    small.config.update(changes)
-    wanted = logits(small)
-    small.config = whole.config
-    save_language_model(small, None, groups, kept, tmp_path, FACTS, config_changes=changes)
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), wanted)
+    save_language_model(small, None, groups, kept, tmp_path, FACTS)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    small.config.num_hidden_layers = 1  # a cut leaves the config as it was
+    assert torch.equal(logits(again), logits(small)) and (logits(whole) - logits(small)).abs().max() > 1e-3
+    left = predicted_params(count(whole), groups, kept)
+    assert json.loads((tmp_path / "pruning.json").read_text())["parameters"] == {"before": count(whole), "after": left}
     with pytest.raises(ConfigError, match="Use the depth form"):
         save_language_model(small, None, groups, kept, tmp_path / "dense", FACTS, "dense")
-    with pytest.raises(ConfigError, match="expected weights that fit"):
-        save_language_model(small, None, groups, kept, tmp_path / "unsaid", FACTS)
+
+
+def test_a_layer_without_heads_has_the_dense_form_only(whole, tmp_path):
+    small, groups, kept = pruned(whole, heads=0)
+    with pytest.raises(ConfigError, match="at least 1 num_attention_heads, got 0"):
+        save_language_model(small, None, groups, kept, tmp_path, FACTS)
+    save_language_model(small, None, groups, kept, tmp_path, FACTS, "dense")
+    assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()) - logits(small)).abs().max() <= 1e-6
 
 
 FRESH = """
