@@ -116,6 +116,7 @@ class EcoDiff:
     one_noise: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.01  # AdamW's, on the logits
     needs: ClassVar[frozenset[str]] = frozenset({"learn"})
+    scored: ClassVar[bool] = False  # masks are learned on latents
     scope: ClassVar[Scope] = "kind"
     per_cost: ClassVar[bool] = False
     first: ClassVar[None] = None
@@ -147,6 +148,7 @@ class EndToEnd:
     one_noise: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     needs: ClassVar[frozenset[str]] = frozenset({"learn"})
+    scored: ClassVar[bool] = False  # masks are learned on latents
     scope: ClassVar[Scope] = "global"
     per_cost: ClassVar[bool] = False
 

@@ -14,6 +14,7 @@ ALGORITHMS: dict[str, str] = {
     "ecodiff": "pruning.ecodiff:EcoDiff",
     "end_to_end": "pruning.ecodiff:EndToEnd",
     "dance_grpo": "flows.dance_grpo:DanceGRPO",
+    "distill": "pruning.heal:Distill",
     "ddpo": "flows.ddpo:DDPO",
     "draft": "flows.backprop:DRaFT",
     "flow_dppo": "flows.dppo:FlowDPPO",
