@@ -73,6 +73,12 @@ def test_a_machine_without_a_place_is_a_config_error(environ):
         cluster(1, 2, environ=environ)
 
 
+@pytest.mark.parametrize("port", ["http", "-1", "0", "70000", "29500.0"])
+def test_a_port_that_is_none_is_a_config_error(port):
+    with pytest.raises(ConfigError, match=f"expected MASTER_PORT from 1 to 65535, got '{port}'"):
+        cluster(1, 2, environ={"NODE_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": port})
+
+
 def test_another_machine_waits_for_the_run(tmp_path):
     with pytest.raises(RunError, match="expected a run made by machine 0"):
         join_run(tmp_path, "late", patience=0.0)
