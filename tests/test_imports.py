@@ -43,6 +43,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.config": (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema"),
     "studio.recipe": (*BASE, "studio.registry", "studio.config", "studio.core"),
     "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
+    "studio.score_folder": (*BASE, "rewards.pictures"),
     "studio.chart": BASE,
     "studio.report": (*BASE, "studio.files", "studio.run", "studio.chart", "studio.config"),
     "studio.files": BASE,
