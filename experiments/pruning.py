@@ -225,10 +225,10 @@ def page(cells: list[dict[str, Any]], command: str, seeds: int) -> str:
     second = [c for c in cells if c["part"] == "aligned"]
     return f"""# Pruning the bundled pipeline
 
-{seeds} seeds of calibration prompts, noises and masks, mean ± standard deviation, {PROMPTS} held-out prompts with seeds of their own.
+{seeds} seeds of calibration prompts, noises and masks, mean ± standard deviation; {PROMPTS} held-out prompts, seeds of their own.
 `remaining` is the share of all parameters of the denoiser. Latent error is mean ||ẑ - z||²/||z||² of the final latents against
 the dense model from the same noise; scene is the graded scene judge, CLIP the bundled scorer. Nothing is healed. `ecodiff` is the
-published objective (L1 penalty, one noise, thresholds per kind); `end-to-end` has the exact budget, many noises and a settled 0/1 phase.
+published objective (L1 penalty, one noise, thresholds per kind); `end-to-end` has an exact budget, many noises and a settled phase.
 
     {command}
 
