@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pruning.allocate import Scope
 from pruning.gates import HardConcrete
+from pruning.sites import KINDS
 from studio.types import Rollout
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,9 +48,10 @@ class NormPenalty:
 
 @dataclass
 class BudgetPenalty:
-    """Augmented Lagrangian of the budget: μ·d + (ρ/2)·d², d = E[share that remains] - target now;  μ ← μ + ρ·d after each update.
+    """Augmented Lagrangian of the budget: μ·d + (ρ/2)·d², d = E[share that remains] - target now; then μ ← μ + ρ/100·d.
 
-    The target falls linearly from 1 over the first `ramp` of the updates.
+    The target falls linearly from 1 over the first `ramp` of the updates. μ is a hundredth as fast as the square: Adam moves
+    logits by a fixed length per update, and a price that runs ahead of them swings about the target without end.
     """
 
     rate: float  # ρ
@@ -64,7 +66,7 @@ class BudgetPenalty:
         return 1 - (1 - target) * (min(1.0, progress / self.ramp) if self.ramp else 1.0)
 
     def after(self, share: float, target: float, progress: float) -> None:
-        self.multiplier += self.rate * (share - self.now(target, progress))
+        self.multiplier += 0.01 * self.rate * (share - self.now(target, progress))
 
     def state_dict(self) -> dict[str, Any]:
         return {"multiplier": self.multiplier}
@@ -116,6 +118,7 @@ class EcoDiff:
     one_noise: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.01  # AdamW's, on the logits
     needs: ClassVar[frozenset[str]] = frozenset({"learn"})
+    kinds: ClassVar[frozenset[str]] = frozenset(KINDS)
     scope: ClassVar[Scope] = "kind"
     per_cost: ClassVar[bool] = False
     first: ClassVar[None] = None
@@ -139,7 +142,7 @@ class EndToEnd:
     spread: Annotated[float, Field(ge=0)] = 2.0  # logits start evenly in start ± spread, in the order of `first`
     first: str | None = "taylor"  # criterion that orders the units at the start; null = all alike
     noise: Annotated[float, Field(gt=0)] = 0.1
-    rate: Annotated[float, Field(gt=0)] = 1.0  # of the budget's multiplier
+    rate: Annotated[float, Field(gt=0)] = 50.0  # ρ of the budget
     ramp: Share = 0.4  # share of the updates over which the budget falls to the target
     settle: Share = 0.4
     per_step: bool = False
@@ -147,6 +150,7 @@ class EndToEnd:
     one_noise: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     needs: ClassVar[frozenset[str]] = frozenset({"learn"})
+    kinds: ClassVar[frozenset[str]] = frozenset(KINDS)
     scope: ClassVar[Scope] = "global"
     per_cost: ClassVar[bool] = False
 
