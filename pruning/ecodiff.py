@@ -29,12 +29,14 @@ class NormPenalty:
     beta: float
     squashed: bool = False
 
-    def __call__(self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float):
+    def __call__(
+        self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float
+    ) -> tuple[Tensor, dict[str, float]]:
         sums: dict[str, list[Tensor]] = {}
         for name, value in logits.items():
             moved = torch.sigmoid(0.4 * value + 1) if self.squashed else value
             sums.setdefault(kinds[name], []).append(moved.abs().mean())
-        return self.beta * sum(torch.stack(parts).mean() for parts in sums.values()), {}
+        return self.beta * torch.stack([torch.stack(parts).mean() for parts in sums.values()]).sum(), {}
 
     def after(self, share: float, target: float, progress: float) -> None:
         """Nothing is remembered."""
@@ -58,7 +60,9 @@ class BudgetPenalty:
     ramp: float
     multiplier: float = 0.0  # μ
 
-    def __call__(self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float):
+    def __call__(
+        self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float
+    ) -> tuple[Tensor, dict[str, float]]:
         gap = share - self.now(target, progress)
         return self.multiplier * gap + 0.5 * self.rate * gap**2, {"prune/multiplier": self.multiplier}
 
