@@ -57,15 +57,11 @@ def allocate(
         order = torch.argsort(ranked[group.name].double(), stable=True)
         orders.append(order)
         chunks += _chunks(index, group, ranked[group.name][order], costs[group.name], per_cost, align, min_keep)
-    gone, closed, left = [0] * len(groups), set(), remove * (1 + 1e-12)
+    gone, left = [0] * len(groups), remove * (1 + 1e-12)
     for chunk in sorted(chunks, key=lambda c: (c.score, c.group, c.order)):
-        if chunk.group in closed:
-            continue
-        if chunk.cost > left:
-            closed.add(chunk.group)  # its later chunks cost as much, and a unit of a higher score must not go before one of a lower
-            continue
-        gone[chunk.group] += chunk.count
-        left -= chunk.cost
+        if chunk.cost <= left:  # or nothing more goes from this group: its later chunks cost at least as much
+            gone[chunk.group] += chunk.count
+            left -= chunk.cost
     return {group.name: orders[i][gone[i] :].sort().values for i, group in enumerate(groups)}
 
 
