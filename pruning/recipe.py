@@ -9,12 +9,12 @@ from pydantic import Field
 
 from flows.load import Lora, Model
 from flows.sampler import Sampler
-from pruning.allocate import Allocation
+from pruning.allocate import Allocation, Scope
 from pruning.budget import Target
 from pruning.calibrate import Calibration
 from pruning.compensate import Compensation
-from pruning.sites import Sites
-from studio.config import Component, Kind, Weighted
+from pruning.sites import KINDS, Sites
+from studio.config import Component, Kind, Weighted, component
 from studio.errors import ConfigError, NeedsError
 from studio.recipe import Recipe, Train, Watch
 
@@ -78,7 +78,9 @@ class PruneRecipe:
     def check(self, *, prompts: bool = True) -> list[str]:
         """Warnings; ConfigError or NeedsError for what cannot run. Loads no model; reads the prompts unless told not to."""
         options = self.criterion.options
+        self._check_kinds(self.criterion)
         if self.learned:
+            self._check_learning()
             options.gate().check_start(options.start + getattr(options, "spread", 0.0))
             for name, block in self.protect.items():
                 if not block.options.differentiable:
@@ -99,13 +101,43 @@ class PruneRecipe:
             warnings.append(f"allocation.scope is global: scores of {self.criterion.name} are not comparable between modules")
         return warnings
 
+    def _check_kinds(self, criterion: Component) -> None:
+        """Units that the criterion can score, and none inside another: a block's parameters would be counted twice."""
+        kinds, known = self.sites.kinds, criterion.options.kinds
+        blind = [kind for kind in kinds if kind not in known]
+        if blind:
+            raise ConfigError(
+                f"recipe.sites.kinds: expected some of {', '.join(k for k in KINDS if k in known)} for criterion "
+                f"{criterion.name!r}, got {', '.join(blind)}. Change the kinds, or choose another criterion."
+            )
+        if "blocks" in kinds and len(set(kinds)) > 1:
+            raise ConfigError(
+                f"recipe.sites.kinds: expected blocks alone, because a block holds the other units, got {', '.join(kinds)}. "
+                "Prune in two runs."
+            )
+
+    def _check_learning(self) -> None:
+        first = getattr(self.criterion.options, "first", None)
+        if first is not None:
+            start = component("criterion", first)
+            if "learn" in start.options.needs:
+                raise ConfigError(
+                    f"recipe.criterion.first: expected a criterion without training, got {first}. Use for example taylor."
+                )
+            self._check_kinds(start)
+        if self.learn.rows % self.learn.parts:
+            raise ConfigError(
+                f"recipe.learn.parts: expected a divisor of learn.rows = {self.learn.rows}, got {self.learn.parts}. Change one of "
+                "the two."
+            )
+
     def training(self) -> Recipe:
         """Mask training as a recipe of the one loop."""
         options = self.criterion.options
         policy = Gated(
             self.model, self.sampler, self.prompts, self.target, self.sites, self.calibration, self.allocation,
             start=options.start, spread=getattr(options, "spread", 0.0), first=getattr(options, "first", None),
-            one_noise=options.one_noise, scope=options.scope,
+            one_noise=options.one_noise, scope=self.scope(),
         )  # fmt: skip
         train = Train(
             steps=self.learn.steps,
@@ -130,7 +162,7 @@ class PruneRecipe:
             seed=self.seed,
         )
 
-    def scope(self) -> str:
+    def scope(self) -> Scope:
         """Where units compete: the recipe's choice, or the criterion's own."""
         return self.allocation.scope or self.criterion.options.scope
 
@@ -150,7 +182,7 @@ class Gated:
     spread: float = 0.0  # logits start evenly in start ± spread, in the order of `first`
     first: str | None = None
     one_noise: bool = False
-    scope: Literal["global", "kind", "layer"] = "global"
+    scope: Scope = "global"
 
     provides: ClassVar[frozenset[str]] = frozenset({"masks"})
     reads: ClassVar[str] = "image"
