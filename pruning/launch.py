@@ -1,11 +1,10 @@
-"""Starting a prune run: its folder, its stages in this process, its table and report."""
+"""Starting a prune run: its folder, and its stages in this process."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pruning.recipe import PruneRecipe
 from studio.config import apply_overrides, build, dump, parse_yaml
@@ -13,7 +12,7 @@ from studio.errors import ConfigError
 from studio.launch import accounted, reopen
 from studio.progress import Progress
 from studio.recipe import recipe_source
-from studio.run import Run, RunView
+from studio.run import Run
 
 
 def load_prune_recipe(name: str, overrides: list[str]) -> tuple[PruneRecipe, str]:
@@ -44,45 +43,12 @@ def open_prune(
 
 
 def start_prune(run: Run, recipe: PruneRecipe, *, progress: str, log_every: int, say: Callable[[str], None]) -> int:
-    """All stages, the table and the report -> exit code."""
+    """All stages -> exit code."""
 
     def body() -> None:
         from pruning.run import prune
 
         with Progress(recipe.learn.steps, style=progress, every=log_every) as report:
-            state = prune(recipe, run, tell=say, report=report)
-        if state == "finished":
-            conclude(run)
+            prune(recipe, run, tell=say, report=report)
 
     return accounted(run, body)
-
-
-def conclude(run: Run) -> None:
-    """The report, and the table on stdout."""
-    from rich.console import Console
-
-    from studio.report import write_report
-
-    page = write_report(run.folder)
-    Console().print(table(RunView.open(run.folder).summary or {}))
-    print(f"report  {page}")
-
-
-def table(summary: dict[str, Any]):
-    """One row per stage: what remains, what it costs, what it is worth."""
-    from rich.table import Table
-
-    stages = summary["stages"]
-    first = stages[0]
-    grid = Table(title=f"{summary['prompts']} held-out prompts, same seeds; shares of the dense network")
-    rewards = list(first["rewards"])
-    for column in ("", "parameters", "FLOPs", "time", "latent error", *rewards):
-        grid.add_column(column, justify="left" if not column else "right")
-    for stage in stages:
-        shares = [_share(stage, first, key) for key in ("params", "flops", "seconds")]
-        grid.add_row(stage["name"], *shares, f"{stage['latent_error']:.4f}", *(f"{stage['rewards'][r]:.3f}" for r in rewards))
-    return grid
-
-
-def _share(stage: dict[str, Any], first: dict[str, Any], key: str) -> str:
-    return "" if stage[key] is None else f"{stage[key] / first[key]:.3f}"

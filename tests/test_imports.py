@@ -44,7 +44,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.recipe": (*BASE, "studio.registry", "studio.config", "studio.core"),
     "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
     "studio.chart": BASE,
-    "studio.report": (*BASE, "studio.files", "studio.run", "studio.chart", "studio.config"),
+    "studio.report": (*BASE, *(f"studio.{name}" for name in ("files", "run", "chart", "config", "page", "removed"))),
+    "studio.page": (*BASE, "studio.files"),
+    "studio.removed": (*BASE, "studio.page", "studio.chart", "studio.stages"),
+    "studio.stages": BASE,
     "studio.files": BASE,
     "studio.process": BASE,
     "studio.layout": BASE,
