@@ -178,11 +178,22 @@ def _stored(model: Model) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
-    place = locate(model.id)
+    place, dtype = locate(model.id), getattr(torch, model.dtype)
+    parts: Any = {part: network.to(dtype) for part, network in pruned_parts(Path(place)).items()}
     try:
-        return DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, model.dtype), revision=model.revision)
+        return DiffusionPipeline.from_pretrained(place, dtype=dtype, revision=model.revision, **parts)
     except Exception as error:  # whatever a loader raises for a missing, gated or broken model means the same to a user
         raise _missing(model.id, place, error) from error
+
+
+def pruned_parts(place: Path) -> dict[str, Any]:
+    """Networks of this pipeline folder that pruning.json stands beside, checked and read without running code of the folder."""
+    found = [place / part for part in ("transformer", "unet") if (place / part / "pruning.json").is_file()]
+    if not found:
+        return {}
+    from pruning.compact import load_compact
+
+    return {folder.name: load_compact(folder) for folder in found}
 
 
 def _random(model: Model, device: str) -> Any:
@@ -248,6 +259,10 @@ def _missing(model_id: str, place: str, error: Exception) -> MissingError:
     advice = f"Fetch it with `hf download {model_id}`, or name a local folder."
     if Path(place).exists():
         advice = "The folder is there but cannot be read: a file in it is damaged or missing; copy or export it again."
+    elif "trust_remote_code" in str(error):
+        advice = (
+            f"It has code of its own. A pruned pipeline loads without it from a folder: `hf download {model_id} --local-dir DIR`."
+        )
     elif type(error).__name__ == "GatedRepoError":
         advice = f"Accept its terms on the model page, then `hf auth login` and `hf download {model_id}`."
     return MissingError(f"recipe.model.id: expected a loadable diffusers pipeline, got {model_id!r} ({detail}). {advice}")

@@ -98,11 +98,11 @@ def body(view: RunView, recipe: Recipe, facts: Mapping[str, Any], license: Licen
         f"{kind} for `{base}` (relation: {RELATION[facts['format']]}), aligned with "
         f"{', '.join(recipe.rewards)} by {recipe.algorithm.name}.",
         "<Gallery />" if pairs else "",
-        _pictures(pairs, _drawn_at(view, facts)),
+        pictures(pairs, _drawn_at(view, facts)),
         "## Use with diffusers\n\n" + _usage(recipe, facts, base),
         _comfy(facts),
         f"## Training\n\n{_method(recipe)}\n\nStep {facts['step']}, {averaged}. Every reward:\n\n{_rewards(recipe)}\n\n"
-        f"Settings, without machine paths and secrets:\n\n```yaml\n{_settings(view)}\n```\n\n{_versions(view)}",
+        f"Settings, without machine paths and secrets:\n\n```yaml\n{settings(view)}\n```\n\n{versions(view)}",
         "## Results\n\n" + _table(rows, _drawn_at(view, facts)),
         "## Limitations\n\n" + _limitations(view, facts),
         "## License and attribution\n\n" + f"Weights: {license.text} Each reward model has the license in the table above.",
@@ -131,7 +131,7 @@ def _drawn_at(view: RunView, facts: Mapping[str, Any]) -> str:
     return " " + " ".join(words) if words else ""
 
 
-def _pictures(pairs: list[Pair], drawn_at: str) -> str:
+def pictures(pairs: list[Pair], drawn_at: str) -> str:
     if not pairs:
         return ""
     rows = "\n".join(f"| {_cell(p.prompt)} | ![before]({p.before}) | ![after]({p.after}) |" for p in pairs)
@@ -187,11 +187,11 @@ def _rewards(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _settings(view: RunView) -> str:
+def settings(view: RunView) -> str:
     return yaml.safe_dump(public(view.recipe), sort_keys=False, allow_unicode=True, width=120).strip()
 
 
-def _versions(view: RunView) -> str:
+def versions(view: RunView) -> str:
     return "Made with " + ", ".join(f"{name} {version}" for name, version in sorted(view.env.get("versions", {}).items())) + "."
 
 

@@ -24,7 +24,7 @@ PARTIAL = ".partial"  # an export in the making, inside its folder
 class Export:
     """What to take out of a run, and in which form."""
 
-    format: Literal["lora", "pipeline"] = "lora"
+    format: Literal["lora", "pipeline", "pruned-depth", "pruned-dense", "pruned-compact"] = "lora"
     weights: Literal["ema", "live"] = "ema"  # the averaged weights that were evaluated, or those the optimizer left
     step: int | None = None  # of a complete checkpoint; None = the newest
     out: Path | None = None  # None = RUN/export/<format>
@@ -39,6 +39,10 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
     from studio.card import copy_pairs, write_card
     from studio.license import base_license
 
+    if options.format.startswith("pruned-"):
+        from studio.export_pruned import export_pruned
+
+        return export_pruned(view, options)
     recipe = build(Recipe, view.recipe)
     block = recipe.policy.options
     if block.reads != "image":

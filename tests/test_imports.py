@@ -56,12 +56,27 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.run": (*BASE, *(f"studio.{name}" for name in ("config", "files", "process", "layout", "samples", "run_view"))),
     **{
         f"studio.{name}": (*OURS,)
-        for name in ("cli", "commands", "doctor", "demo", "launch", "worker", "compare", "draw", "export", "push", "slurm")
+        for name in (
+            "cli",
+            "commands",
+            "doctor",
+            "demo",
+            "launch",
+            "worker",
+            "compare",
+            "draw",
+            "export",
+            "export_pruned",
+            "push",
+            "slurm",
+        )
     },
     "studio.card": (*BASE, *(f"studio.{name}" for name in ("recipe", "run", "layout", "license", "results"))),
+    "studio.pruned_card": (*BASE, *(f"studio.{name}" for name in ("card", "run", "license"))),
     "studio.license": BASE,
     "studio.results": (*BASE, "studio.run"),
     "flows": COMPONENT,
+    "flows.load": (*COMPONENT, "flows", "pruning.compact"),  # a pruned network is loaded by what wrote it
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
     "pruning": (*COMPONENT, "flows.denoise", "flows.backbones"),

@@ -16,7 +16,9 @@ from studio.errors import ConfigError
 @app.command()
 def export(
     run: RunName,
-    format: Annotated[str, typer.Option("--format", help="lora or pipeline.")] = "lora",
+    format: Annotated[
+        str, typer.Option("--format", help="lora, pipeline, or of a prune run pruned-depth, -dense, -compact.")
+    ] = "lora",
     weights: Annotated[str, typer.Option("--weights", help="ema (the averaged ones) or live.")] = "ema",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default: export/FORMAT in the run.")] = None,
     step: Annotated[int | None, typer.Option("--step", help="Checkpoint; default: the newest.")] = None,
@@ -36,7 +38,9 @@ def export(
 
     given = {"format": format, "weights": weights, "step": step, "out": out, "keys": keys, "dtype": dtype}
     facts = export_run(RunView.find(runs, run), build(Export, given, where="export"))
-    say(f"step {facts['step']}, {weights} weights; reloaded, the error is {facts['error']:.2g}")
+    size = facts.get("parameters", {})
+    what = "{after:,} of {before:,} parameters".format(**size) if size else f"step {facts['step']}, {weights} weights"
+    say(f"{what}; reloaded, the error is {facts['error']:.2g}")
     print(json.dumps(facts) if as_json else facts["folder"])
 
 
