@@ -1,6 +1,10 @@
 """Which weights remain: sites, gates, scores, budgets, slicing and the formats that others can load."""
 
 POLICIES = {"gated": "pruning.recipe:Gated"}
+ALGORITHMS = {  # criteria that the one loop trains
+    "ecodiff": "pruning.ecodiff:EcoDiff",
+    "end_to_end": "pruning.ecodiff:EndToEnd",
+}
 CRITERIA = {
     "random": "pruning.scores:Random",
     "magnitude": "pruning.scores:Magnitude",
@@ -8,6 +12,5 @@ CRITERIA = {
     "taylor": "pruning.scores:Taylor",
     "obs": "pruning.scores:OBS",
     "block_influence": "pruning.blocks:BlockInfluence",
-    "ecodiff": "pruning.ecodiff:EcoDiff",
-    "end_to_end": "pruning.ecodiff:EndToEnd",
+    **ALGORITHMS,
 }

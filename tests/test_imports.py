@@ -28,6 +28,8 @@ SPINE += (
     "studio.pathwise",
 )
 
+RUNS = ("studio.train", "studio.launch", "studio.report")  # what starts a run and ends it
+
 # the longest prefix that matches a module says what it may import, besides its own prefix
 RULES: dict[str, tuple[str, ...]] = {
     **{module: BASE for module in BASE},
@@ -79,7 +81,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "flows.load": (*COMPONENT, "flows", "pruning.compact"),  # a pruned network is loaded by what wrote it
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
-    "pruning": (*COMPONENT, "flows.denoise", "flows.backbones"),
+    "pruning": (*COMPONENT, "flows"),
+    # the parts of a prune run that stand on the loop: its recipe, its iteration, its tables and its command
+    **{f"pruning.{name}": (*SPINE, "studio.core", "flows", "pruning") for name in ("recipe", "build", "learn", "measure")},
+    **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch")},
     "ui": ("studio.run", "studio.errors", "studio.names"),
 }
 
@@ -157,6 +162,11 @@ def test_imports_follow_the_table(module):
         ("ui.app", "from studio.train import train"),
         ("ui.app", "import studio.core"),
         ("pruning.ecodiff", "import rewards"),
+        ("pruning.ecodiff", "from studio.train import train"),
+        ("pruning.learn", "from rewards.image.clip import Clip"),
+        ("pruning.learn", "from studio.train import train"),
+        ("pruning.run", "import rewards"),
+        ("flows.policy", "from pruning.gating import gated"),
     ],
 )
 def test_a_forbidden_import_is_seen(module, source):
@@ -169,6 +179,8 @@ def test_a_forbidden_import_is_seen(module, source):
         ("rewards.image.scene", "from flows.shapes.world import parse\nfrom flows.shapes import world"),
         ("flows.guard", "from studio.core import Objective\nfrom flows.policy import DenoisePolicy"),
         ("studio.train", "from studio.core import policy_loss\nfrom studio import recipe"),
+        ("pruning.policy", "from flows.policy import DenoisePolicy\nfrom pruning.gates import HardConcrete"),
+        ("pruning.run", "from studio.train import train"),
         ("ui.runs", "from studio.run import RunView\nfrom ui import parts"),
         ("studio.cli", "def train():\n    from studio.train import train"),
     ],

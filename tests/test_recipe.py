@@ -54,7 +54,7 @@ def test_a_recipe_from_a_file(tmp_path):
         (GUARD, ["train.steps=many"], "train.steps"),
         (GUARD, ["train.steps=1.5"], "train.steps"),
         (GUARD, ["train.steps=0"], "train.steps"),
-        (GUARD, ["train.group_size=1"], "train.group_size"),
+        (GUARD, ["train.group_size=0"], "train.group_size"),
         (GUARD, ["algorithm=grpo_gard"], "grpo_guard"),
         (GUARD, ["rewards={scen: 1.0}"], "scene"),
         (GUARD, ["rewards={}"], "at least one reward"),
@@ -81,6 +81,13 @@ def test_a_plan_that_does_not_fit(no_model, overrides, processes, words):
     with pytest.raises(ConfigError) as problem:
         load_recipe(GUARD, overrides)[0].check(processes)
     assert words in str(problem.value)
+
+
+def test_a_group_of_one_is_refused_where_samples_are_compared(no_model):
+    alone = ["train.group_size=1", "train.groups_per_step=12"]
+    with pytest.raises(ConfigError, match="recipe.train.group_size: expected at least 2 for algorithm 'grpo_guard'"):
+        load_recipe(GUARD, alone)[0].check()
+    load_recipe("shapes/draft", [*alone, "train.gradient_accumulation_steps=1"])[0].check()  # a gradient through the picture itself
 
 
 def test_an_algorithm_that_the_policy_cannot_serve(no_model):

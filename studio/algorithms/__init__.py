@@ -11,8 +11,6 @@ ALGORITHMS: dict[str, str] = {
     "rloo": "studio.algorithms.rloo:RLOO",
     "alignprop": "flows.backprop:AlignProp",
     "awm": "flows.awm:AWM",
-    "ecodiff": "pruning.ecodiff:EcoDiff",
-    "end_to_end": "pruning.ecodiff:EndToEnd",
     "dance_grpo": "flows.dance_grpo:DanceGRPO",
     "ddpo": "flows.ddpo:DDPO",
     "draft": "flows.backprop:DRaFT",
