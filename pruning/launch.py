@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pruning.network import check_network
 from pruning.recipe import PruneRecipe
 from studio.config import apply_overrides, build, dump, parse_yaml
 from studio.errors import ConfigError
@@ -35,6 +36,7 @@ def open_prune(
         raise ConfigError("studio prune: expected a recipe, got none. Name one of `studio list recipes` or a YAML file.")
     recipe, source = load_prune_recipe(name, overrides)
     warnings = recipe.check()
+    check_network(recipe)
     steps = recipe.learn.steps if recipe.learned else 0
     run = Run.create(runs, run_name, dump(recipe), source, total_steps=steps, command=sys.argv)
     for text in warnings:

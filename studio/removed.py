@@ -14,16 +14,17 @@ from studio.chart import is_number, number
 # blue where units stay, paper where they went: the share is the opacity, up to what text on top of it stands
 STYLE = """
 :root{--kept:11 98 168;--most:.6}@media(prefers-color-scheme:dark){:root{--kept:109 184 242;--most:.5}}
-.map{width:fit-content;max-width:100%}.map table{width:auto;border-collapse:separate;border-spacing:2px}.map th,.map td{border:0;padding:5px 9px}
-.map tr>:first-child{padding-left:0}.map tr>:last-child{padding-right:9px}.map thead th{white-space:normal;
-vertical-align:bottom;overflow-wrap:normal}.map td{border-radius:4px;text-align:right}.map caption,.legend{text-align:left;
-color:var(--soft);font-size:.84rem;padding:0 0 12px}.map .group th{padding-top:14px;white-space:normal}
+.map{width:fit-content;max-width:100%}.map table{width:auto;border-collapse:separate;border-spacing:2px}
+.map th,.map td{border:0;padding:5px 9px}.map tr>:first-child{padding-left:0}.map tr>:last-child{padding-right:9px}
+.map thead th{white-space:normal;vertical-align:bottom;overflow-wrap:normal}.map td{border-radius:4px;text-align:right}
+.map caption,.legend{text-align:left;color:var(--soft);font-size:.84rem;padding:0 0 12px}
+.map .group th{padding-top:14px;white-space:normal}
 .map td,.legend i{background:rgb(var(--kept)/calc(var(--most)*var(--share)))}.map td.none{background:none}
-.map td.gone{box-shadow:inset 0 0 0 1px var(--bad);color:var(--bad);font-weight:700}.map td span{color:inherit;opacity:.75}
-.map tfoot>tr>*{border-top:1px solid var(--edge);padding-top:8px}.legend{display:flex;flex-wrap:wrap;gap:6px 16px;
-align-items:center;padding:0}.legend i{display:inline-block;width:26px;height:16px;border-radius:4px;margin-right:6px;
-vertical-align:-3px;border:1px solid var(--edge)}@media(max-width:600px){.map th,.map td{padding:4px 4px;font-size:.76rem}
-.map tr>:last-child{padding-right:4px}}
+.map td.gone{box-shadow:inset 0 0 0 1px var(--bad);color:var(--bad);font-weight:700}.map td span{color:inherit;
+opacity:.75}.map tfoot>tr>*{border-top:1px solid var(--edge);padding-top:8px}.legend{display:flex;flex-wrap:wrap;
+gap:6px 16px;align-items:center;padding:0}.legend i{display:inline-block;width:26px;height:16px;border-radius:4px;
+margin-right:6px;vertical-align:-3px;border:1px solid var(--edge)}
+@media(max-width:600px){.map th,.map td{padding:4px 4px;font-size:.76rem}.map tr>:last-child{padding-right:4px}}
 """
 WORDS = {"modulation": "modulation outputs"}  # kinds of units that read badly as they are called
 
@@ -44,7 +45,9 @@ class Stack:
 def stage_table(summary: Mapping[str, Any]) -> str:
     """Costs, latent error and rewards of every stage, dense first."""
     first = summary["stages"][0]
-    text = f"Means over {summary['prompts']} held-out prompts, each drawn from the same noise at every stage. Parameters, FLOPs and "
+    text = (
+        f"Means over {summary['prompts']} held-out prompts, each drawn from the same noise at every stage. Parameters, FLOPs and "
+    )
     text += f"time are shares of the dense network's: {number(first['params'])} parameters"
     text += f", {number(first['flops'])} FLOPs" if is_number(first.get("flops")) else ""
     text += f", {number(1000 * first['seconds'])} ms for one forward" if is_number(first.get("seconds")) else ""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from studio.commands.shared import HERE, OVERRIDES, Name, Runs, Style, app, say, show
+from studio.commands.shared import HERE, OVERRIDES, Name, Runs, Style, app, print_table, say
 
 
 @app.command(context_settings=OVERRIDES)
@@ -30,7 +30,7 @@ def prune(
         from studio.run import RunView
         from studio.stages import table
 
-        show(table(RunView.open(run.folder).summary or {}))
+        print_table(table(RunView.open(run.folder).summary or {}))
         say(f"report {write_report(run.folder)}")
     if code == 0:
         print(run.folder)

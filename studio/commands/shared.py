@@ -43,10 +43,10 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, value.replace("[", r"\["))
-    show(grid, sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 8)
+    print_table(grid, sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 8)
 
 
-def show(grid: Any, width: int = 0) -> None:
+def print_table(grid: Any, width: int = 0) -> None:
     """Print a table of rich; a pipe gets whole lines."""
     from rich.console import Console
 
