@@ -36,12 +36,26 @@ def open_prune(
         raise ConfigError("studio prune: expected a recipe, got none. Name one of `studio list recipes` or a YAML file.")
     recipe, source = load_prune_recipe(name, overrides)
     warnings = recipe.check()
+    check_held_out(recipe)
     check_network(recipe)
     steps = recipe.learn.steps if recipe.learned else 0
     run = Run.create(runs, run_name, dump(recipe), source, total_steps=steps, command=sys.argv)
     for text in warnings:
         run.event("warning", message=text)
     return run, recipe
+
+
+def check_held_out(recipe: PruneRecipe) -> None:
+    """ConfigError when there is nothing to measure on, or a reward cannot judge a prompt."""
+    from studio.scoring import check_prompts
+
+    test = recipe.prompts.options.held_out(recipe.evaluate)
+    if not len(test):
+        raise ConfigError(
+            "recipe.prompts: expected held-out prompts to measure on, got none. Name a file with prompts.test, or set "
+            "prompts.select.test_fraction."
+        )
+    check_prompts({name: block.options for name, block in {**recipe.protect, **recipe.rewards}.items()}, test)
 
 
 def start_prune(run: Run, recipe: PruneRecipe, *, progress: str, log_every: int, say: Callable[[str], None]) -> int:

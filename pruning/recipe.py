@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pruning.policy import GatedPolicy
 
 Positive = Annotated[int, Field(ge=1)]
+OF_BLOCKS = ("block_influence", "random")  # criteria that know what a whole block is worth
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class PruneRecipe:
                     "recipe.protect: expected a reward, because criterion.reward is above 0, got none. Add for example "
                     "protect: {clip: 1.0}."
                 )
+        self._check_sites()
         if self.heal.method == "reward" and not self.rewards:
             raise ConfigError("recipe.rewards: expected a reward to heal on, got none. Add one, or set heal.method: distill.")
         warnings = list(self.prompts.options.check()) if prompts else []
@@ -98,6 +100,23 @@ class PruneRecipe:
         if options.per_cost is False and self.allocation.scope == "global" and not self.learned:
             warnings.append(f"allocation.scope is global: scores of {self.criterion.name} are not comparable between modules")
         return warnings
+
+    def _check_sites(self) -> None:
+        """Whole blocks are another kind of cut: only some criteria know what one is worth, and it includes its units."""
+        kinds, options = list(self.sites.kinds), self.criterion.options
+        field, scores = ("criterion.first", getattr(options, "first", None)) if self.learned else ("criterion", self.criterion.name)
+        if "blocks" in kinds and len(kinds) > 1:
+            raise ConfigError(
+                f"recipe.sites.kinds: expected blocks alone, because a block includes its units, got {', '.join(kinds)}. Prune in "
+                "two runs."
+            )
+        if "blocks" in kinds and scores not in (None, *OF_BLOCKS):
+            raise ConfigError(
+                f"recipe.{field}: expected one that scores blocks ({', '.join(OF_BLOCKS)}) for sites.kinds [blocks], got {scores}. "
+                "Change one of the two."
+            )
+        if scores == "block_influence" and kinds != ["blocks"]:
+            raise ConfigError(f"recipe.sites.kinds: expected [blocks] for block_influence, got {', '.join(kinds)}. Set it.")
 
     def training(self) -> Recipe:
         """Mask training as a recipe of the one loop."""
