@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flows.load import Model, load_backbone, prompt_encoder
 from flows.policy import DenoisePolicy
@@ -14,7 +14,7 @@ from flows.sampler import Sampler
 from flows.trace import trace
 from pruning.allocate import Allocation, Scope, quantiles
 from pruning.budget import Budget, Target
-from pruning.calibrate import Calibration
+from pruning.calibrate import Calibration, packages
 from pruning.costs import unit_flops
 from pruning.evidence import Pairs, draw_pairs, loss_gradients, observe
 from pruning.measure import one_forward
@@ -36,12 +36,29 @@ def dense_policy(model: Model, sampler: Sampler, seed: int) -> DenoisePolicy:
 def budget_of(
     policy: DenoisePolicy, groups: Sequence[Group], target: Target, allocation: Allocation, scope: Scope, *, per_cost: bool
 ) -> Budget:
-    """Costs in parameters or operations; a target of time is counted in operations here and measured later."""
+    """The budget of a loaded model."""
+    return budget(groups, policy.model, lambda: one_forward(policy, 1), target, allocation, scope, per_cost=per_cost)
+
+
+def budget(
+    groups: Sequence[Group],
+    network: nn.Module,
+    forward: Callable[[], Callable[[], Any]],
+    target: Target,
+    allocation: Allocation,
+    scope: Scope,
+    *,
+    per_cost: bool,
+) -> Budget:
+    """Costs in parameters or operations; a target of time is counted in operations here and measured later.
+
+    `forward` makes the call that is counted; nothing is called for a target in parameters.
+    """
     if target.measure == "params":
         costs = {group.name: float(group.params) for group in groups}
-        whole = float(sum(p.numel() for p in policy.model.parameters()))
+        whole = float(sum(p.numel() for p in network.parameters()))
     else:
-        costs, whole = unit_flops(groups, policy.model, one_forward(policy, 1)), operations(policy)
+        costs, whole = unit_flops(groups, network, forward()), trace(network, forward()).flops
     options: Any = {"align": allocation.align, "min_keep": allocation.min_keep}
     return Budget(groups, costs, whole, target.share, scope, per_cost, **options)
 
@@ -52,16 +69,21 @@ def operations(policy: DenoisePolicy) -> float:
 
 
 def score(policy: DenoisePolicy, groups: Sequence[Group], criterion: Any, pairs: Pairs, settings: Calibration, seed: int) -> Scores:
-    """A criterion's number per unit, from the statistics and gradients that it needs."""
-    statistics = observe(policy, groups, pairs, settings, criterion.needs)
-    seen = Evidence(
-        policy.model,
-        groups,
-        statistics,
-        lambda threshold: loss_gradients(policy, groups, pairs, settings, threshold),
-        seed,
-    )
-    return {name: value.detach().float().cpu() for name, value in criterion(seen).items()}
+    """A criterion's number per unit, from the statistics and gradients that it needs.
+
+    What needs Gram matrices looks at one package of layers after the other, each with a pass of its own.
+    """
+    found: Scores = {}
+    for part in packages(groups, settings.packages if "gram" in criterion.needs else 1):
+        seen = Evidence(
+            policy.model,
+            part,
+            observe(policy, part, pairs, settings, criterion.needs),
+            lambda threshold, part=part: loss_gradients(policy, part, pairs, settings, threshold),
+            seed,
+        )
+        found |= {name: value.detach().float().cpu() for name, value in criterion(seen).items()}
+    return found
 
 
 def gated_policy(block: Gated, seed: int) -> GatedPolicy:

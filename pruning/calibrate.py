@@ -148,12 +148,3 @@ def packages(groups: Sequence[Group], count: int) -> list[list[Group]]:
     count = min(count, len(joined))
     cuts = [round(i * len(joined) / count) for i in range(count + 1)]
     return [[g for part in joined[a:b] for g in part] for a, b in zip(cuts, cuts[1:], strict=False)]
-
-
-def merged(parts: Sequence[Statistics]) -> Statistics:
-    """The statistics of all packages."""
-
-    def join(name: str) -> dict[str, Moments]:
-        return {k: v for part in parts for k, v in getattr(part, name).items()}
-
-    return Statistics(join("inputs"), join("outputs"), join("similarity"))

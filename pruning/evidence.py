@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flows.denoise import RowNoise, Taken
-from pruning.calibrate import Calibration, Clock, Statistics, measuring, merged, packages
+from pruning.calibrate import Calibration, Clock, Statistics, measuring
 from pruning.sites import Group
 from studio.errors import ConfigError
 from studio.seeds import row_seed
@@ -51,19 +51,18 @@ def draw_pairs(source: PromptSource, rows: int, seed: int, *, one_noise: bool = 
 def observe(
     policy: DenoisePolicy, groups: Sequence[Group], pairs: Pairs, settings: Calibration, needs: frozenset[str]
 ) -> Statistics:
-    """Statistics of dense trajectories, one pass over all pairs for every package of layers."""
-    full = "gram" in needs
+    """Statistics of dense trajectories, in one pass over all pairs.
+
+    Whoever wants Gram matrices of many layers asks for one package of groups after the other: all at once may not fit.
+    """
     if not needs & {"gram", "square", "similarity", "fill"}:
         return Statistics()
-    done = []
-    for part in packages(groups, settings.packages if full else 1):
-        clock = Clock(policy.sampler.steps, settings.weight_first, settings.weight_last)
-        with measuring(policy.model, part, clock, full=full) as found:
-            for pair in pairs.batches(settings.batch):
-                clock.at(0)
-                policy.latents(pair.prompts.text, pair.seeds, record=_advance(clock))
-        done.append(found)
-    return merged(done)
+    clock = Clock(policy.sampler.steps, settings.weight_first, settings.weight_last)
+    with measuring(policy.model, groups, clock, full="gram" in needs) as found:
+        for pair in pairs.batches(settings.batch):
+            clock.at(0)
+            policy.latents(pair.prompts.text, pair.seeds, record=_advance(clock))
+    return found
 
 
 def _advance(clock: Clock) -> Callable[[Taken], None]:

@@ -1,19 +1,19 @@
-"""Starting a prune run: its folder, its stages in this process, its table and report."""
+"""Starting a prune run: its folder, and its stages in this process."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from pruning.network import check_network
 from pruning.recipe import PruneRecipe
 from studio.config import apply_overrides, build, dump, parse_yaml
 from studio.errors import ConfigError
 from studio.launch import accounted, reopen
 from studio.progress import Progress
 from studio.recipe import recipe_source
-from studio.run import Run, RunView
+from studio.run import Run
 
 
 def load_prune_recipe(name: str, overrides: list[str]) -> tuple[PruneRecipe, str]:
@@ -36,6 +36,8 @@ def open_prune(
         raise ConfigError("studio prune: expected a recipe, got none. Name one of `studio list recipes` or a YAML file.")
     recipe, source = load_prune_recipe(name, overrides)
     warnings = recipe.check()
+    check_held_out(recipe)
+    check_network(recipe)
     steps = recipe.learn.steps if recipe.learned else 0
     run = Run.create(runs, run_name, dump(recipe), source, total_steps=steps, command=sys.argv)
     for text in warnings:
@@ -43,46 +45,26 @@ def open_prune(
     return run, recipe
 
 
+def check_held_out(recipe: PruneRecipe) -> None:
+    """ConfigError when there is nothing to measure on, or a reward cannot judge a prompt."""
+    from studio.scoring import check_prompts
+
+    test = recipe.prompts.options.held_out(recipe.evaluate)
+    if not len(test):
+        raise ConfigError(
+            "recipe.prompts: expected held-out prompts to measure on, got none. Name a file with prompts.test, or set "
+            "prompts.select.test_fraction."
+        )
+    check_prompts({name: block.options for name, block in {**recipe.protect, **recipe.rewards}.items()}, test)
+
+
 def start_prune(run: Run, recipe: PruneRecipe, *, progress: str, log_every: int, say: Callable[[str], None]) -> int:
-    """All stages, the table and the report -> exit code."""
+    """All stages -> exit code."""
 
     def body() -> None:
         from pruning.run import prune
 
         with Progress(recipe.learn.steps, style=progress, every=log_every) as report:
-            state = prune(recipe, run, tell=say, report=report)
-        if state == "finished":
-            conclude(run)
+            prune(recipe, run, tell=say, report=report)
 
     return accounted(run, body)
-
-
-def conclude(run: Run) -> None:
-    """The report, and the table on stdout."""
-    from rich.console import Console
-
-    from studio.report import write_report
-
-    page = write_report(run.folder)
-    Console().print(table(RunView.open(run.folder).summary or {}))
-    print(f"report  {page}")
-
-
-def table(summary: dict[str, Any]):
-    """One row per stage: what remains, what it costs, what it is worth."""
-    from rich.table import Table
-
-    stages = summary["stages"]
-    first = stages[0]
-    grid = Table(title=f"{summary['prompts']} held-out prompts, same seeds; shares of the dense network")
-    rewards = list(first["rewards"])
-    for column in ("", "parameters", "FLOPs", "time", "latent error", *rewards):
-        grid.add_column(column, justify="left" if not column else "right")
-    for stage in stages:
-        shares = [_share(stage, first, key) for key in ("params", "flops", "seconds")]
-        grid.add_row(stage["name"], *shares, f"{stage['latent_error']:.4f}", *(f"{stage['rewards'][r]:.3f}" for r in rewards))
-    return grid
-
-
-def _share(stage: dict[str, Any], first: dict[str, Any], key: str) -> str:
-    return "" if stage[key] is None else f"{stage[key] / first[key]:.3f}"

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -214,8 +214,7 @@ class Work:
         recipe, done = self.recipe, {}
         for part in packages(self.groups, recipe.calibration.packages):
             own = [group for group in part if group.consumers and len(kept[group.name]) < group.units]
-            once = replace(recipe.calibration, packages=1)  # this package only
-            moments = observe(self.policy, own, self.pairs, once, frozenset({"gram"})).inputs if own else {}
+            moments = observe(self.policy, own, self.pairs, recipe.calibration, frozenset({"gram"})).inputs if own else {}
             done |= refit(self.policy.model, part, kept, moments, recipe.compensation)
         return done
 

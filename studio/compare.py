@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from studio.config import build
-from studio.recipe import Recipe
+from studio.recipe import trained
 from studio.run import RunView
 from studio.scoring import Scorer
 from studio.state import final_weights
@@ -18,7 +17,8 @@ EVALUATION_SEED = 1_000_003  # apart from training, so that no evaluated picture
 
 def compare(folder: Path, prompts: int = 256, report: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """`{"prompts", "step", "before", "after", "guard_sigmas"}`; each side holds the mean of every reward and of every guard."""
-    recipe = build(Recipe, RunView.open(folder).recipe)
+    view = RunView.open(folder)
+    recipe = trained(view.recipe, view.name)
     weights = final_weights(folder)
     policy = recipe.policy.options.build(recipe.seed)
     test = recipe.prompts.options.held_out(prompts)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from studio.config import build
-from studio.recipe import Recipe
+from studio.recipe import trained
 from studio.run import RunView
 from studio.seeds import row_seed
 from studio.state import final_weights
@@ -17,7 +16,7 @@ def draw(runs: Path, name: str, prompts: list[str], *, count: int, seed: int, ba
     from PIL import Image
 
     view = RunView.find(runs, name)
-    recipe = build(Recipe, view.recipe)
+    recipe = trained(view.recipe, view.name)
     policy = recipe.policy.options.build(recipe.seed)
     if not base:
         policy.load(final_weights(view.folder))

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from studio.config import build
 from studio.errors import ConfigError, ExportError, RunError
 from studio.files import as_json, disk, read_json, replace
-from studio.recipe import Recipe
+from studio.recipe import trained
 from studio.run import RunView
 
 MARK = "export.json"  # what lies in an export folder and where it comes from
@@ -43,7 +42,7 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
         from studio.export_pruned import export_pruned
 
         return export_pruned(view, options)
-    recipe = build(Recipe, view.recipe)
+    recipe = trained(view.recipe, view.name)
     block = recipe.policy.options
     if block.reads != "image":
         raise ConfigError(f"export: expected a run of an image policy, got {recipe.policy.name!r}. It has no diffusers form.")

@@ -48,6 +48,8 @@ def reopen(
     """The run continues with its own recipe; a changed file or a differing override is refused, not ignored."""
     if run_name is None:
         raise ConfigError("--resume: expected --name NAME of the run to continue, got none. See `studio runs`.")
+    if name is not None and "=" in name:  # an override, where no recipe has to be named
+        name, overrides = None, [name, *overrides]
     view = RunView.find(runs, run_name)
     stored = view.recipe
     changed = differences(stored, dump(build(kind, apply_overrides(stored, overrides))))

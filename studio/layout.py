@@ -20,12 +20,12 @@ def check_name(name: str) -> str:
 
 
 def default_name(recipe: Mapping[str, Any]) -> str:
-    """<date>-<time>_<algorithm>_<model>_<6 hex>"""
+    """<date>-<time>_<algorithm or criterion>_<model>_<6 hex>"""
     policy = recipe.get("policy") or recipe.get("model")
     model = policy
     if isinstance(policy, Mapping):
-        model = next((policy[key] for key in ("model", "id", "name") if isinstance(policy.get(key), str)), None)
-    algorithm = recipe.get("algorithm")
+        model = next((policy[key] for key in ("model", "random", "id", "name") if isinstance(policy.get(key), str)), None)
+    algorithm = recipe.get("algorithm") or recipe.get("criterion")
     algorithm = algorithm.get("name") if isinstance(algorithm, Mapping) else algorithm
     parts = [_word(algorithm, "run"), _word(model, "model")]
     return "_".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *parts, secrets.token_hex(3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -170,7 +171,7 @@ def recipe_source(name: str, work: str = "train") -> str:
     """The text of a recipe of `studio train` or `studio prune`; ConfigError with the nearest names when there is none."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        load_yaml(path)
+        _check_work(load_yaml(path), name, work)
         return path.read_text(encoding="utf-8")
     known = recipe_names(work)
     if name not in known:
@@ -178,6 +179,23 @@ def recipe_source(name: str, work: str = "train") -> str:
         hint = f" (it is a recipe of `studio {other}`)." if other else suggestion(name, known)
         raise ConfigError(f"recipe: expected a bundled recipe or a .yaml file, got {name!r}{hint} (recipes: {', '.join(known)})")
     return (files(RECIPES[work]) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _check_work(data: Mapping[str, Any], name: str, work: str) -> None:
+    """A prune recipe names a criterion, a train recipe a policy and an algorithm: said here once instead of field by field."""
+    got = "prune" if "criterion" in data else "train" if data.keys() & {"policy", "algorithm"} else work
+    if got != work:
+        raise ConfigError(f"recipe: expected a recipe of `studio {work}`, got {name!r}, which is one of `studio {got}`. Use that.")
+
+
+def trained(data: Mapping[str, Any], run: str) -> Recipe:
+    """The recipe of a run, for commands that load trained weights; ConfigError for a prune run."""
+    if "criterion" in data:
+        raise ConfigError(
+            f"{run}: expected a run of `studio train`, got one of `studio prune`. Its export/report.html has pictures and rewards "
+            f"of the dense and the pruned network; `studio export {run} --format pruned-compact` gives a pipeline that draws more."
+        )
+    return build(Recipe, data)
 
 
 def recipe_names(work: str = "train") -> list[str]:

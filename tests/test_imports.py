@@ -28,6 +28,7 @@ SPINE += (
     "studio.pathwise",
 )
 
+PARTS = ("recipe", "build", "learn", "measure", "memory", "network")  # of a prune run, that stand on recipes and the loop
 RUNS = ("studio.train", "studio.launch", "studio.report")  # what starts a run and ends it
 
 # the longest prefix that matches a module says what it may import, besides its own prefix
@@ -47,7 +48,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
     "studio.score_folder": (*BASE, "rewards.pictures"),
     "studio.chart": BASE,
-    "studio.report": (*BASE, "studio.files", "studio.run", "studio.chart", "studio.config"),
+    "studio.report": (*BASE, *(f"studio.{name}" for name in ("files", "run", "chart", "config", "page", "removed"))),
+    "studio.page": (*BASE, "studio.files"),
+    "studio.removed": (*BASE, "studio.page", "studio.chart", "studio.stages"),
+    "studio.stages": BASE,
     "studio.files": BASE,
     "studio.process": BASE,
     "studio.layout": BASE,
@@ -81,7 +85,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
     "pruning": (*COMPONENT, "flows"),
     # the parts of a prune run that stand on the loop: its recipe, its iteration, its tables and its command
-    **{f"pruning.{name}": (*SPINE, "studio.core", "flows", "pruning") for name in ("recipe", "build", "learn", "measure")},
+    **{f"pruning.{name}": (*SPINE, "studio.core", "flows", "pruning") for name in PARTS},
     **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch")},
     "ui": ("studio.run", "studio.errors", "studio.names"),
 }

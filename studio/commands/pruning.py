@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from studio.commands.shared import HERE, OVERRIDES, Name, Runs, Style, app, say
+from studio.commands.shared import HERE, OVERRIDES, Name, Runs, Style, app, print_table, say
 
 
 @app.command(context_settings=OVERRIDES)
@@ -25,6 +25,13 @@ def prune(
     run, parsed = open_prune(recipe, ctx.args, runs=runs, run_name=name, resume=resume)
     say(f"run {run.folder}")
     code = start_prune(run, parsed, progress=progress, log_every=log_every, say=say)
+    if run.state == "finished":
+        from studio.report import write_report
+        from studio.run import RunView
+        from studio.stages import table
+
+        print_table(table(RunView.open(run.folder).summary or {}))
+        say(f"report {write_report(run.folder)}")
     if code == 0:
         print(run.folder)
     raise typer.Exit(code)

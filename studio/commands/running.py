@@ -7,7 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from studio.commands.shared import HERE, OVERRIDES, Json, Many, Name, RecipeName, RunName, Runs, Style, app, first, say, table
+from studio.commands.shared import (
+    HERE,
+    OVERRIDES,
+    Json,
+    Many,
+    Name,
+    RecipeName,
+    RunName,
+    Runs,
+    Style,
+    app,
+    first,
+    print_table,
+    say,
+    table,
+)
 from studio.errors import ConfigError
 
 
@@ -75,7 +90,7 @@ def check(ctx: typer.Context, recipe: RecipeName, processes: Many = 1, as_json: 
         from pruning.recipe import overview
 
         pruned, _ = load_prune_recipe(recipe, ctx.args)
-        told(overview(pruned), pruned.check(prompts=False) + prompt_warnings(pruned.prompts.options), as_json)
+        told(overview(pruned) | needed(pruned), pruned.check(prompts=False) + prompt_warnings(pruned.prompts.options), as_json)
         return
     parsed, _ = load_recipe(recipe, ctx.args)
     warnings = parsed.check(processes, prompts=False) + prompt_warnings(parsed.prompts.options)
@@ -86,6 +101,15 @@ def check(ctx: typer.Context, recipe: RecipeName, processes: Many = 1, as_json: 
         "held out": ", ".join(parsed.held_out) or "none",
     }
     told(facts, warnings, as_json)
+
+
+def needed(recipe: Any) -> dict[str, str]:
+    """What the shapes of a prune recipe's network say: its sites, and the memory of every stage."""
+    from pruning.memory import memory_plan
+    from pruning.network import check_network
+
+    memory = memory_plan(recipe) or []
+    return check_network(recipe) | {f"memory for {stage.name} (estimate)": str(stage) for stage in memory}
 
 
 def prompt_warnings(options: Any) -> list[str]:
@@ -165,11 +189,18 @@ def show(run: RunName, runs: Runs = HERE, as_json: Json = False) -> None:
     latest: dict[str, Any] = {}
     for record in records:
         latest |= {name: value for name, value in record.items() if name != "t" and "@" not in name}
-    facts = {"folder": str(view.folder), **view.status, "checkpoints": view.checkpoints(), "summary": view.summary}
+    summary = view.summary
+    facts = {"folder": str(view.folder), **view.status, "checkpoints": view.checkpoints(), "summary": summary}
     if as_json:
         print(json.dumps(facts | {"latest": latest, "recipe": view.recipe}))
         return
+    if summary and "stages" in summary:
+        facts["summary"] = {name: value for name, value in summary.items() if not isinstance(value, dict | list)}
     table(run, [(name, str(value)) for name, value in facts.items() if value not in (None, "")])
+    if summary and "stages" in summary:
+        from studio.stages import table as stages
+
+        print_table(stages(summary))
     table("latest metrics", [(n, f"{v:.5g}" if isinstance(v, float) else str(v)) for n, v in sorted(latest.items())])
     table("recipe", [(name, str(value)) for name, value in flatten(view.recipe).items()])
 
@@ -184,4 +215,5 @@ def stop(run: RunName, runs: Runs = HERE) -> None:
         say(f"{run} is {view.status['state']} already")
         return
     request(view.folder, "stop")
-    say(f"{run} stops after its present step")
+    work = "update; scoring and measuring are not interrupted" if "criterion" in view.recipe else "step"
+    say(f"{run} stops after its present {work}")

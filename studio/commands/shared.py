@@ -36,7 +36,6 @@ def first(thing: type) -> str:
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -44,7 +43,14 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, value.replace("[", r"\["))
+    print_table(grid, sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 8)
+
+
+def print_table(grid: Any, width: int = 0) -> None:
+    """Print a table of rich; a pipe gets whole lines."""
+    from rich.console import Console
+
     console = Console()
-    if not console.is_terminal:  # a pipe gets whole lines
-        console.width = max(200, console.width, sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 8)
+    if not console.is_terminal:
+        console.width = max(200, console.width, width)
     console.print(grid)
