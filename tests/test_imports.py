@@ -28,7 +28,7 @@ SPINE += (
     "studio.pathwise",
 )
 
-PARTS = ("recipe", "build", "learn", "measure", "memory", "network")  # of a prune run, that stand on recipes and the loop
+PARTS = ("recipe", "build", "learn", "measure", "memory", "network", "heal")  # of a prune run, that stand on recipes and the loop
 RUNS = ("studio.train", "studio.launch", "studio.report")  # what starts a run and ends it
 
 # the longest prefix that matches a module says what it may import, besides its own prefix
