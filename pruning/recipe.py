@@ -9,7 +9,7 @@ from pydantic import Field
 
 from flows.load import Lora, Model
 from flows.sampler import Sampler
-from pruning.allocate import Allocation
+from pruning.allocate import Allocation, Scope
 from pruning.budget import Target
 from pruning.calibrate import Calibration
 from pruning.compensate import Compensation
@@ -149,7 +149,7 @@ class PruneRecipe:
             seed=self.seed,
         )
 
-    def scope(self) -> str:
+    def scope(self) -> Scope:
         """Where units compete: the recipe's choice, or the criterion's own."""
         return self.allocation.scope or self.criterion.options.scope
 
