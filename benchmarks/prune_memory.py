@@ -1,8 +1,9 @@
 """One update of end-to-end masks on the bundled pipeline: peak memory against the number of steps, and work against plain backprop.
 
-memory_ratio: growth of the process over one gradient at 50 denoising steps over that at 5, each in a process of its own, with
-the recompute of every step but the last. work_ratio: time of that gradient over plain back-propagation at 10 steps, in turns
-in one process, median. plain_memory_ratio is what memory does without the recompute, from 5 to 20 steps.
+memory_ratio: the largest sum of live allocations during one gradient, as torch's profiler records them, at 50 denoising steps over
+that at 5, with the recompute of every step but the last. process_ratio: the same of the resident size, each in a process of
+its own; it includes what the C allocator does not give back. work_ratio: time of that gradient over plain back-propagation at 10
+steps, in turns in one process, median. plain_memory_ratio: allocations without the recompute, from 5 to 20 steps.
 
     python -m benchmarks.prune_memory
 """
@@ -29,12 +30,14 @@ def main() -> None:
     arguments.add_argument("--one", nargs=2, metavar=("STEPS", "MODE"), help="measure one gradient in this process")
     given = arguments.parse_args()
     if given.one:
-        print(json.dumps(grown(int(given.one[0]), given.one[1] == "plain", given.threads)))
+        print(json.dumps(one(int(given.one[0]), given.one[1] == "plain", given.threads)))
         return
-    peaks = {f"{steps} {mode}": alone(steps, mode, given.threads) for steps, mode in RUNS}
+    found = {f"{steps} {mode}": alone(steps, mode, given.threads) for steps, mode in RUNS}
+    peaks, sizes = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))
     work = works(given.rounds, given.threads)
     result = {
         "memory_ratio": round(peaks["50 recompute"] / peaks["5 recompute"], 3),
+        "process_ratio": round(sizes["50 recompute"] / sizes["5 recompute"], 3),
         "work_ratio": round(statistics.median(work), 3),
         "work_ratio_range": [round(min(work), 3), round(max(work), 3)],
         "plain_memory_ratio": round(peaks["20 plain"] / peaks["5 plain"], 3),
@@ -48,20 +51,35 @@ def main() -> None:
 RUNS = ((5, "recompute"), (50, "recompute"), (5, "plain"), (20, "plain"))
 
 
-def alone(steps: int, mode: str, threads: int) -> float:
-    """Bytes that a fresh process grows by."""
+def alone(steps: int, mode: str, threads: int) -> list[float]:
+    """`one` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.prune_memory", "--one", str(steps), mode, "--threads", str(threads)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def grown(steps: int, plain: bool, threads: int) -> float:
-    """Growth of the largest resident size over one gradient; one step's gradient at one row has warmed everything up."""
-    gradient(policy(2, threads), 1, plain)
+def one(steps: int, plain: bool, threads: int) -> list[float]:
+    """[largest sum of live allocations, growth of the largest resident size] of one gradient, in bytes."""
+    gradient(policy(2, threads), 1, plain)  # warms everything up
     own = policy(steps, threads)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gradient(own, ROWS, plain)
-    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return [allocated(lambda: gradient(own, ROWS, plain)), grown]
+
+
+def allocated(call) -> float:
+    """The largest sum of what torch has allocated and not yet freed during a call, in bytes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return float(peak)
 
 
 def works(rounds: int, threads: int) -> list[float]:

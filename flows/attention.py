@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -21,8 +22,11 @@ def set_attention(network: Any, wanted: Attention, call: Callable[[], Tensor]) -
     """Switch the network to a kernel that answers `call` as the native one does -> the kernel's name.
 
     auto: flash-attention where the network can use it and it works, else native, which is torch's own choice of kernel.
-    A kernel that was asked for by name and does not work is a MissingError.
+    A kernel that was asked for by name and does not work is a MissingError.  The recipe alone decides: neither the variable
+    DIFFUSERS_ATTN_BACKEND nor the kernel of another network in this process does.
     """
+    if _dispatches(network):
+        _switch(network, "native")
     if wanted == "native" or (wanted == "auto" and not (_on_gpu(network) and _dispatches(network))):
         return "native"
     chosen = "flash" if wanted == "auto" else wanted
@@ -76,7 +80,12 @@ def _dispatches(network: nn.Module) -> bool:
 
 def _switch(network: Any, kernel: str) -> None:
     if _dispatches(network):
-        network.set_attention_backend(kernel)
+        log = logging.getLogger("diffusers.models.modeling_utils")
+        log.disabled = True  # it warns at every call that this is experimental
+        try:
+            network.set_attention_backend(kernel)
+        finally:
+            log.disabled = False
     elif kernel == "xformers":
         network.enable_xformers_memory_efficient_attention()
     elif kernel == "flash":

@@ -35,6 +35,7 @@ class Model:
     """The model to align."""
 
     id: str = "shapes"  # a bundled name, a local folder, or a Hub id
+    pruned: str | None = None  # folder of a pruned network (RUN/pruned) that takes the place of the pipeline's own
     random: str | None = None  # instead of id: a blueprint (sd35-medium, flux-dev, sdxl ...) with random weights, to measure
     train: Literal["lora", "full"] = "lora"
     lora: Lora = field(default_factory=Lora)
@@ -179,20 +180,27 @@ def _stored(model: Model) -> Any:
     from diffusers import DiffusionPipeline
 
     place, dtype = locate(model.id), getattr(torch, model.dtype)
-    parts: Any = {part: network.to(dtype) for part, network in pruned_parts(Path(place)).items()}
+    parts: Any = {part: network.to(dtype) for part, network in pruned_parts(Path(place), model.pruned).items()}
     try:
         return DiffusionPipeline.from_pretrained(place, dtype=dtype, revision=model.revision, **parts)
     except Exception as error:  # whatever a loader raises for a missing, gated or broken model means the same to a user
         raise _missing(model.id, place, error) from error
 
 
-def pruned_parts(place: Path) -> dict[str, Any]:
-    """Networks of this pipeline folder that pruning.json stands beside, checked and read without running code of the folder."""
+def pruned_parts(place: Path, own: str | None = None) -> dict[str, Any]:
+    """Networks of this pipeline folder that pruning.json stands beside, or the one in the folder `own`.
+
+    Checked, and read without running code of the folder.
+    """
     found = [place / part for part in ("transformer", "unet") if (place / part / "pruning.json").is_file()]
-    if not found:
+    if own is None and not found:
         return {}
+    from flows.adapter import component
     from pruning.compact import load_compact
 
+    if own is not None:
+        network = load_compact(Path(own).expanduser())
+        return {component(network): network}
     return {folder.name: load_compact(folder) for folder in found}
 
 

@@ -26,6 +26,10 @@ class ForwardProcess:
     v⁺ = βv + (1-β)v_old,  v⁻ = (1+β)v_old - βv,  e± = σ(v± - u),  u = noise - sample, so e± = x̂₀± - x₀ up to sign
     gain = -(c/β)·[q·mean_E(e⁺²)/W⁺ + (1-q)·mean_E(e⁻²)/W⁻],  W± = max(mean_E|e±|, floor) without gradient
     q = clip(A, ±c)/(2c) + ½  -> [B, T].  DiffusionNFT (arXiv:2509.16117).
+
+    Kinds replace A first: `both` keeps it, `positive` is max(A, 0), `negative` min(A, 0).  `one` (A > 0) and `sign` are a
+    *reconstruction* from their names: q = 1 or 0, and q = 1, ½ or 0.  Public training code with modes of such names sets A to
+    1 or 0, or to its sign, before the division by 2c instead: q = ½ + 1/(2c) or ½, and q = ½ ± 1/(2c) or ½.
     """
 
     beta: float = 1.0
@@ -77,7 +81,7 @@ class DiffusionNFT:
 
     beta: Annotated[float, Field(gt=0)] = 1.0  # 0.1 for OCR and several rewards
     kl: Annotated[float, Field(ge=0)] = 1e-4  # strength of mean_E(v - v_ref)²
-    kind: Kind = "both"  # published variants of q
+    kind: Kind = "both"  # variants of q; one and sign are reconstructions
     scale: Literal["global", "group"] = "global"
     advantage_clip: Annotated[float, Field(gt=0)] = 5.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -56,15 +57,11 @@ def allocate(
         order = torch.argsort(ranked[group.name].double(), stable=True)
         orders.append(order)
         chunks += _chunks(index, group, ranked[group.name][order], costs[group.name], per_cost, align, min_keep)
-    gone, closed, left = [0] * len(groups), set(), remove * (1 + 1e-12)
+    gone, left = [0] * len(groups), remove * (1 + 1e-12)
     for chunk in sorted(chunks, key=lambda c: (c.score, c.group, c.order)):
-        if chunk.group in closed:
-            continue
-        if chunk.cost > left:
-            closed.add(chunk.group)  # its later chunks cost as much, and a unit of a higher score must not go before one of a lower
-            continue
-        gone[chunk.group] += chunk.count
-        left -= chunk.cost
+        if chunk.cost <= left:  # or nothing more goes from this group: its later chunks cost at least as much
+            gone[chunk.group] += chunk.count
+            left -= chunk.cost
     return {group.name: orders[i][gone[i] :].sort().values for i, group in enumerate(groups)}
 
 
@@ -94,10 +91,10 @@ def quantiles(groups: Sequence[Group], scores: Mapping[str, Tensor], scope: Scop
 def _chunks(index: int, group: Group, ascending: Tensor, cost: float, per_cost: bool, align: int, min_keep: int) -> list[_Chunk]:
     """What may go from a group, in order: first what makes the rest a multiple of `align` rows, then that many at a time."""
     sizes = _sizes(group, align, min_keep)
-    found, at = [], 0
+    found, at, score = [], 0, -math.inf
     values = ascending.tolist()
     for order, size in enumerate(sizes):
-        score = sum(values[at : at + size]) / size
+        score = max(score, sum(values[at : at + size]) / size)  # a mean of equal scores may round below them
         found.append(_Chunk(index, size, score / cost if per_cost else score, size * cost, order))
         at += size
     return found
@@ -105,8 +102,8 @@ def _chunks(index: int, group: Group, ascending: Tensor, cost: float, per_cost: 
 
 def _sizes(group: Group, align: int, min_keep: int) -> list[int]:
     """Units of each chunk, in the order they may go."""
-    rows = max((span.size for span in (*group.producers, *group.consumers)), default=1)
-    step = 1 if group.kind in ("blocks", "modulation") else max(1, align // rows)
+    widths = {span.size for span in (*group.producers, *group.consumers)}
+    step = 1 if group.kind in ("blocks", "modulation") else math.lcm(*(align // math.gcd(align, width) for width in widths))
     least = 0 if group.kind in ("blocks", "modulation") else min(group.units, -(-min_keep // step) * step)
     first = group.units % step
     return ([first] if first and group.units - first >= least else []) + [step] * ((group.units - first - least) // step)

@@ -15,6 +15,7 @@ class BlockInfluence:
     """1 - E[cos(input, output)] of a block (ShortGPT, arXiv:2403.03853), over all steps of the trajectories."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"similarity"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"blocks"})
     scope: ClassVar[Scope] = "global"
     per_cost: ClassVar[bool] = False
 

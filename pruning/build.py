@@ -100,7 +100,7 @@ def gated_policy(block: Gated, seed: int) -> GatedPolicy:
     fill = None
     if any(group.kind == "modulation" for group in groups):
         fill = observe(dense, groups, pairs, block.calibration, frozenset({"fill"})).fill(groups)
-    return GatedPolicy(dense, groups, budget, pairs, start=start, seed=seed, fill=fill)
+    return GatedPolicy(dense, groups, budget, pairs, start=start, seed=seed, fill=fill, batch=block.calibration.batch)
 
 
 def ordered(groups: Sequence[Group], scores: Scores, start: float, spread: float, criterion: Any) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pruning.allocate import Scope
 from pruning.gates import HardConcrete
+from pruning.sites import KINDS
 from studio.types import Rollout
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -28,12 +29,14 @@ class NormPenalty:
     beta: float
     squashed: bool = False
 
-    def __call__(self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float):
+    def __call__(
+        self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float
+    ) -> tuple[Tensor, dict[str, float]]:
         sums: dict[str, list[Tensor]] = {}
         for name, value in logits.items():
             moved = torch.sigmoid(0.4 * value + 1) if self.squashed else value
             sums.setdefault(kinds[name], []).append(moved.abs().mean())
-        return self.beta * sum(torch.stack(parts).mean() for parts in sums.values()), {}
+        return self.beta * torch.stack([torch.stack(parts).mean() for parts in sums.values()]).sum(), {}
 
     def after(self, share: float, target: float, progress: float) -> None:
         """Nothing is remembered."""
@@ -47,16 +50,19 @@ class NormPenalty:
 
 @dataclass
 class BudgetPenalty:
-    """Augmented Lagrangian of the budget: μ·d + (ρ/2)·d², d = E[share that remains] - target now;  μ ← μ + ρ·d after each update.
+    """Augmented Lagrangian of the budget: μ·d + (ρ/2)·d², d = E[share that remains] - target now; then μ ← μ + ρ/100·d.
 
-    The target falls linearly from 1 over the first `ramp` of the updates.
+    The target falls linearly from 1 over the first `ramp` of the updates. μ is a hundredth as fast as the square: Adam moves
+    logits by a fixed length per update, and a price that runs ahead of them swings about the target without end.
     """
 
     rate: float  # ρ
     ramp: float
     multiplier: float = 0.0  # μ
 
-    def __call__(self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float):
+    def __call__(
+        self, logits: Mapping[str, Tensor], kinds: Mapping[str, str], share: Tensor, target: float, progress: float
+    ) -> tuple[Tensor, dict[str, float]]:
         gap = share - self.now(target, progress)
         return self.multiplier * gap + 0.5 * self.rate * gap**2, {"prune/multiplier": self.multiplier}
 
@@ -64,7 +70,7 @@ class BudgetPenalty:
         return 1 - (1 - target) * (min(1.0, progress / self.ramp) if self.ramp else 1.0)
 
     def after(self, share: float, target: float, progress: float) -> None:
-        self.multiplier += self.rate * (share - self.now(target, progress))
+        self.multiplier += 0.01 * self.rate * (share - self.now(target, progress))
 
     def state_dict(self) -> dict[str, Any]:
         return {"multiplier": self.multiplier}
@@ -116,6 +122,8 @@ class EcoDiff:
     one_noise: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.01  # AdamW's, on the logits
     needs: ClassVar[frozenset[str]] = frozenset({"learn"})
+    scored: ClassVar[bool] = False  # masks are learned on latents
+    kinds: ClassVar[frozenset[str]] = frozenset(KINDS)
     scope: ClassVar[Scope] = "kind"
     per_cost: ClassVar[bool] = False
     first: ClassVar[None] = None
@@ -139,7 +147,7 @@ class EndToEnd:
     spread: Annotated[float, Field(ge=0)] = 2.0  # logits start evenly in start ± spread, in the order of `first`
     first: str | None = "taylor"  # criterion that orders the units at the start; null = all alike
     noise: Annotated[float, Field(gt=0)] = 0.1
-    rate: Annotated[float, Field(gt=0)] = 1.0  # of the budget's multiplier
+    rate: Annotated[float, Field(gt=0)] = 50.0  # ρ of the budget
     ramp: Share = 0.4  # share of the updates over which the budget falls to the target
     settle: Share = 0.4
     per_step: bool = False
@@ -147,6 +155,8 @@ class EndToEnd:
     one_noise: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     needs: ClassVar[frozenset[str]] = frozenset({"learn"})
+    scored: ClassVar[bool] = False  # masks are learned on latents
+    kinds: ClassVar[frozenset[str]] = frozenset(KINDS)
     scope: ClassVar[Scope] = "global"
     per_cost: ClassVar[bool] = False
 

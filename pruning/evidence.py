@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flows.denoise import RowNoise, Taken
 from pruning.calibrate import Calibration, Clock, Statistics, measuring
 from pruning.sites import Group
 from studio.errors import ConfigError
@@ -16,7 +17,6 @@ from studio.seeds import row_seed
 from studio.types import Prompts
 
 if TYPE_CHECKING:
-    from flows.denoise import Taken
     from flows.policy import DenoisePolicy
     from studio.protocols import PromptSource
 
@@ -102,8 +102,7 @@ def _accumulate(
     for sigma in policy.grid(policy.sampler.steps)[:-1].flip(0).tolist():
         loss_sum, found = 0.0, {name: torch.zeros_like(p) for name, p in total.items()}
         for part, x0 in zip(pairs.batches(settings.batch), clean, strict=True):
-            draws = torch.Generator().manual_seed(row_seed(part.seeds[0], f"taylor/{sigma}", 0))
-            noise = torch.randn(x0.shape, generator=draws).to(x0)
+            noise = RowNoise([row_seed(seed, f"taylor/{sigma}", 0) for seed in part.seeds], x0.shape[1:])().to(x0)
             v = policy.velocity(part.prompts.text)((1 - sigma) * x0 + sigma * noise, x0.new_full((len(x0),), sigma))
             loss = ((v.float() - (noise - x0)) ** 2).mean() * len(x0) / len(pairs)
             for name, g in zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True):

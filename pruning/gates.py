@@ -41,6 +41,11 @@ class HardConcrete:
         """P(m > 0), the exact expectation of the L0 norm for this noise."""
         return 1 - self._below(self.temperature * math.log(-self.low / self.high) - logits)
 
+    def open_sharp(self, logits: Tensor) -> Tensor:
+        """P(m > 0) for δ → 0: σ(λ - α·ln(-γ/ζ)). Its slope is never 0, so that a budget moves every gate; that of `open` is
+        exactly 0 wherever flattened noise cannot close a gate (λ > 0.41 for δ = 0.1)."""
+        return torch.sigmoid(logits - self.temperature * math.log(-self.low / self.high))
+
     def full(self, logits: Tensor) -> Tensor:
         """P(m = 1)."""
         return 1 - self._below(self.temperature * math.log((1 - self.low) / (self.high - 1)) - logits)
@@ -68,7 +73,7 @@ class HardConcrete:
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The value of `hard` with the gradient of `soft`."""
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())  # in this order: (1 + s) - s may be 0.99999994
 
 
 def binarization_gap(soft: Tensor, hard: Tensor) -> Tensor:

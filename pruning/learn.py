@@ -23,7 +23,8 @@ from studio.update import optimize
 
 def learn(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: Any) -> tuple[Batch, dict[str, float]]:
     """Gates drawn once, shared by forward and recompute; one backward per denoising step -> (the rows, metrics)."""
-    policy, objective, began = parts.policy, parts.objective, time.monotonic()
+    began, policy = time.monotonic(), parts.policy
+    objective: Any = parts.objective
     assert isinstance(policy, GatedPolicy) and isinstance(objective, MaskObjective)
     count, progress = recipe.train.groups_per_step * recipe.train.group_size, step / recipe.train.steps
     rows = policy.rows(step, count)
@@ -35,7 +36,8 @@ def learn(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: 
     for at in range(0, len(mine), size):
         part = mine[at : at + size]
         with processes.autocast():
-            wanted = policy.steps(part) if objective.per_step else policy.target(part)  # of the dense model: before the gates
+            # of the dense model: before the gates
+            wanted: Any = policy.steps(part) if objective.per_step else policy.target(part)
             with policy.under(leaves):  # backward too, because it recomputes
                 each, gap = step_loss(policy, part, wanted) if objective.per_step else trajectory_loss(parts, part, wanted)
                 processes.accelerator.backward((each.sum() + objective.reward * gap) / count)
@@ -65,7 +67,8 @@ def learn(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: 
 
 def trajectory_loss(parts: Parts, rows: list[int], target: Tensor) -> tuple[Tensor, Tensor]:
     """Latent error of these pairs [N], and the sum of the reward they lost against the dense model's pictures."""
-    policy, objective = parts.policy, parts.objective
+    policy = parts.policy
+    objective: Any = parts.objective
     assert isinstance(policy, GatedPolicy) and isinstance(objective, MaskObjective)
     own = policy.pairs.take(rows)
     made = policy.dense.latents(own.prompts.text, own.seeds, remember=False)

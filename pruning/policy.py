@@ -40,8 +40,10 @@ class GatedPolicy:
         start: Mapping[str, Tensor],
         seed: int,
         fill: Mapping[str, Tensor] | None = None,
+        batch: int = 16,
     ) -> None:
         self.dense, self.groups, self.budget, self.pairs, self.seed, self.fill = dense, list(groups), budget, pairs, seed, fill
+        self.batch = batch
         self.model = nn.ParameterList([nn.Parameter(start[group.name].float().to(dense.device)) for group in groups])
         self.device = dense.device
         self._targets: dict[int, Tensor] = {}
@@ -73,11 +75,14 @@ class GatedPolicy:
 
     @torch.no_grad()
     def target(self, rows: Sequence[int]) -> Tensor:
-        """Final latents of the dense model for these pairs [N, *E]; each is computed once."""
-        missing = [row for row in rows if row not in self._targets]
-        if missing:
-            own = self.pairs.take(missing)
-            self._targets |= dict(zip(missing, self.dense.latents(own.prompts.text, own.seeds).cpu(), strict=True))
+        """Final latents of the dense model for these pairs [N, *E]; each is computed once.
+
+        Always in the same batches: in others the last bits differ, and a resumed run would not repeat the first.
+        """
+        for at in dict.fromkeys(row - row % self.batch for row in rows if row not in self._targets):
+            whole = range(at, min(at + self.batch, len(self.pairs)))
+            own = self.pairs.take(whole)
+            self._targets |= dict(zip(whole, self.dense.latents(own.prompts.text, own.seeds).cpu(), strict=True))
         return torch.stack([self._targets[row] for row in rows]).to(self.device)
 
     @torch.no_grad()
@@ -136,15 +141,15 @@ def load_logits(folder: Path) -> dict[str, Tensor]:
 
 
 def gates_of(policy: GatedPolicy, family: HardConcrete, step: int, *, settled: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The gates of one update with their graph, and P(m > 0), [units] per group.
+    """The gates of one update with their graph, and how likely each is to stay, [units] per group: what the budget counts.
 
-    Settled gates are the 0/1 mask of the present logits, with the gradient of P(m > 0).
+    Settled gates are the 0/1 mask of the present logits, with the gradient of σ(λ).
     """
     logits = policy.logits()
-    opens = {name: family.open(value) for name, value in logits.items()}
     if settled:
         hard = policy.hard()
         soft = {name: torch.sigmoid(value) for name, value in logits.items()}
         return {name: straight_through(hard[name], soft[name]) for name in logits}, soft
     draws = policy.draws(step)
+    opens = {name: family.open_sharp(value) for name, value in logits.items()}
     return {name: family.sample(value, draws[name]) for name, value in logits.items()}, opens

@@ -13,8 +13,8 @@ from pruning.allocate import Allocation, Scope
 from pruning.budget import Target
 from pruning.calibrate import Calibration
 from pruning.compensate import Compensation
-from pruning.sites import Sites
-from studio.config import Component, Kind, Weighted
+from pruning.sites import KINDS, Sites
+from studio.config import Component, Kind, Weighted, component
 from studio.errors import ConfigError, NeedsError
 from studio.recipe import Recipe, Train, Watch
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pruning.policy import GatedPolicy
 
 Positive = Annotated[int, Field(ge=1)]
-OF_BLOCKS = ("block_influence", "random")  # criteria that know what a whole block is worth
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,9 @@ class PruneRecipe:
     def check(self, *, prompts: bool = True) -> list[str]:
         """Warnings; ConfigError or NeedsError for what cannot run. Loads no model; reads the prompts unless told not to."""
         options = self.criterion.options
+        self._check_kinds(self.criterion)
         if self.learned:
+            self._check_learning()
             options.gate().check_start(options.start + getattr(options, "spread", 0.0))
             for name, block in self.protect.items():
                 if not block.options.differentiable:
@@ -91,7 +92,6 @@ class PruneRecipe:
                     "recipe.protect: expected a reward, because criterion.reward is above 0, got none. Add for example "
                     "protect: {clip: 1.0}."
                 )
-        self._check_sites()
         if self.heal.method == "reward" and not self.rewards:
             raise ConfigError("recipe.rewards: expected a reward to heal on, got none. Add one, or set heal.method: distill.")
         warnings = list(self.prompts.options.check()) if prompts else []
@@ -101,22 +101,35 @@ class PruneRecipe:
             warnings.append(f"allocation.scope is global: scores of {self.criterion.name} are not comparable between modules")
         return warnings
 
-    def _check_sites(self) -> None:
-        """Whole blocks are another kind of cut: only some criteria know what one is worth, and it includes its units."""
-        kinds, options = list(self.sites.kinds), self.criterion.options
-        field, scores = ("criterion.first", getattr(options, "first", None)) if self.learned else ("criterion", self.criterion.name)
-        if "blocks" in kinds and len(kinds) > 1:
+    def _check_kinds(self, criterion: Component) -> None:
+        """Units that the criterion can score, and none inside another: a block's parameters would be counted twice."""
+        kinds, known = self.sites.kinds, criterion.options.kinds
+        blind = [kind for kind in kinds if kind not in known]
+        if blind:
             raise ConfigError(
-                f"recipe.sites.kinds: expected blocks alone, because a block includes its units, got {', '.join(kinds)}. Prune in "
-                "two runs."
+                f"recipe.sites.kinds: expected some of {', '.join(k for k in KINDS if k in known)} for criterion "
+                f"{criterion.name!r}, got {', '.join(blind)}. Change the kinds, or choose another criterion."
             )
-        if "blocks" in kinds and scores not in (None, *OF_BLOCKS):
+        if "blocks" in kinds and len(set(kinds)) > 1:
             raise ConfigError(
-                f"recipe.{field}: expected one that scores blocks ({', '.join(OF_BLOCKS)}) for sites.kinds [blocks], got {scores}. "
-                "Change one of the two."
+                f"recipe.sites.kinds: expected blocks alone, because a block holds the other units, got {', '.join(kinds)}. "
+                "Prune in two runs."
             )
-        if scores == "block_influence" and kinds != ["blocks"]:
-            raise ConfigError(f"recipe.sites.kinds: expected [blocks] for block_influence, got {', '.join(kinds)}. Set it.")
+
+    def _check_learning(self) -> None:
+        first = getattr(self.criterion.options, "first", None)
+        if first is not None:
+            start = component("criterion", first)
+            if "learn" in start.options.needs:
+                raise ConfigError(
+                    f"recipe.criterion.first: expected a criterion without training, got {first}. Use for example taylor."
+                )
+            self._check_kinds(start)
+        if self.learn.rows % self.learn.parts:
+            raise ConfigError(
+                f"recipe.learn.parts: expected a divisor of learn.rows = {self.learn.rows}, got {self.learn.parts}. Change one of "
+                "the two."
+            )
 
     def training(self) -> Recipe:
         """Mask training as a recipe of the one loop."""
@@ -124,7 +137,7 @@ class PruneRecipe:
         policy = Gated(
             self.model, self.sampler, self.prompts, self.target, self.sites, self.calibration, self.allocation,
             start=options.start, spread=getattr(options, "spread", 0.0), first=getattr(options, "first", None),
-            one_noise=options.one_noise, scope=options.scope,
+            one_noise=options.one_noise, scope=self.scope(),
         )  # fmt: skip
         train = Train(
             steps=self.learn.steps,
@@ -169,7 +182,7 @@ class Gated:
     spread: float = 0.0  # logits start evenly in start ± spread, in the order of `first`
     first: str | None = None
     one_noise: bool = False
-    scope: Literal["global", "kind", "layer"] = "global"
+    scope: Scope = "global"
 
     provides: ClassVar[frozenset[str]] = frozenset({"masks"})
     reads: ClassVar[str] = "image"

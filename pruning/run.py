@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,15 +18,18 @@ from flows.policy import DenoisePolicy
 from pruning.budget import Budget
 from pruning.build import budget_of, dense_policy, operations, score
 from pruning.calibrate import packages
+from pruning.compact import Facts, save_compact
 from pruning.compensate import apply, refit
 from pruning.evidence import draw_pairs, observe
 from pruning.gating import gated
+from pruning.heal import PRUNED, heal, healed_policy
 from pruning.measure import Seen, latent_error, look, one_forward, parameters, seconds
 from pruning.policy import load_logits
 from pruning.recipe import PruneRecipe
-from pruning.sites import Group
+from pruning.sites import Group, total_params
 from pruning.surgery import Kept, cut
 from studio.errors import ExportError
+from studio.files import disk
 from studio.run import Run
 from studio.scoring import Scorer
 from studio.state import final_weights
@@ -63,6 +69,13 @@ def prune(recipe: PruneRecipe, run: Run, *, tell: Tell, report: Callable[[int, d
     work.dense()
     work.masked(kept)
     work.sliced(kept)
+    work.save(kept)
+    if recipe.heal.method != "none":
+        tell(f"healing by {recipe.heal.method}: {recipe.heal.steps} steps")
+        if heal(recipe, run) == "stopped":
+            run.status("stopped", exit_code=0, reason="requested")
+            return "stopped"
+        work.healed()
     summary = work.conclude(kept, time.monotonic() - began)
     run.summary(summary)
     run.status("finished", step=recipe.learn.steps if recipe.learned else 0, exit_code=0)
@@ -133,10 +146,51 @@ class Work:
         self.stages[-1].seconds = seconds(one_forward(policy, 1))
         self._pictures(seen)
 
+    def save(self, kept: Kept) -> None:
+        """RUN/pruned: the network in its compact form, from which every other is made."""
+        recipe, first, last = self.recipe, self.stages[0], self.stages[-1]
+        text = "\n".join(f"{key} {seed}" for key, seed in zip(self.pairs.prompts.key, self.pairs.seeds, strict=True))
+        facts = Facts(
+            base=recipe.model.id,
+            revision=recipe.model.revision,
+            method=recipe.criterion.name,
+            seed=recipe.seed,
+            align=recipe.allocation.align,
+            compensation=recipe.compensation.on,
+            calibration=hashlib.sha256(text.encode()).hexdigest(),
+            ratios=self.ratios(kept),
+            flops=(last.flops or 0) / (first.flops or 1),
+        )
+        folder = self.run.folder / PRUNED
+        partial = folder.with_name(f"{PRUNED}.partial")
+        with disk(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            save_compact(self.policy.model, self.groups, kept, partial, facts)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+
+    def healed(self) -> None:
+        """The network after its healing, drawn again."""
+        policy = healed_policy(self.recipe, self.run)
+        seen = look(policy, self.test, self.rewards, EVALUATION_SEED)
+        before = self.stages[-1]
+        self._note("healed", seen)
+        self.stages[-1].params, self.stages[-1].flops, self.stages[-1].seconds = before.params, before.flops, before.seconds
+        self._pictures(seen)
+
+    def ratios(self, kept: Kept) -> dict[str, float]:
+        """Kept shares: of units, of the parameters that could go, of all parameters."""
+        prunable = total_params(self.groups)
+        gone = self.stages[0].params - self._params(kept)
+        return {
+            "units": sum(len(kept[g.name]) for g in self.groups) / sum(g.units for g in self.groups),
+            "prunable": 1 - gone / prunable,
+            "total": 1 - gone / self.stages[0].params,
+        }
+
     def conclude(self, kept: Kept, spent: float) -> dict[str, Any]:
         """The figures that other programs read."""
-        first, last = self.stages[0], self.stages[-1]
-        prunable = sum(group.units * group.params for group in self.groups)
+        first, last, ratios = self.stages[0], self.stages[-1], self.ratios(kept)
         units = {g.name: len(kept[g.name]) for g in self.groups}
         return {
             "prompts": len(self.test),
@@ -144,9 +198,9 @@ class Work:
             "after": {**last.rewards, "guards": last.guards},
             "guard_sigmas": {},
             "seconds": spent,
-            "params_kept": last.params / first.params,
-            "prunable_kept": 1 - (first.params - last.params) / prunable,
-            "units_kept": sum(units.values()) / sum(g.units for g in self.groups),
+            "params_kept": ratios["total"],
+            "prunable_kept": ratios["prunable"],
+            "units_kept": ratios["units"],
             "flops_kept": (last.flops or 0) / (first.flops or 1),
             "latency_ratio": (last.seconds or 0) / (first.seconds or 1),
             "latent_error": last.latent_error,
@@ -160,7 +214,8 @@ class Work:
         recipe, done = self.recipe, {}
         for part in packages(self.groups, recipe.calibration.packages):
             own = [group for group in part if group.consumers and len(kept[group.name]) < group.units]
-            moments = observe(self.policy, own, self.pairs, recipe.calibration, frozenset({"gram"})).inputs if own else {}
+            once = replace(recipe.calibration, packages=1)  # this package only
+            moments = observe(self.policy, own, self.pairs, once, frozenset({"gram"})).inputs if own else {}
             done |= refit(self.policy.model, part, kept, moments, recipe.compensation)
         return done
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from pruning.allocate import Scope
 from pruning.calibrate import Statistics
-from pruning.compensate import damped
+from pruning.compensate import compensated, damped
 from pruning.sites import Group, Span, linear
 from pruning.surgery import lines
 
 Scores = dict[str, Tensor]  # group name -> [units]
+INNER = frozenset({"heads", "neurons", "modulation"})  # kinds of units that lie inside a block
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Random:
     """A random order, drawn per module from the seed: what every criterion has to beat."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    kinds: ClassVar[frozenset[str]] = INNER | {"blocks"}  # that it can score
     scope: ClassVar[Scope] = "global"
     per_cost: ClassVar[bool] = False
 
@@ -55,6 +57,7 @@ class Magnitude:
     """||W[:, unit]||² over the consumers' columns, per cost; of the rows, where there is no consumer."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    kinds: ClassVar[frozenset[str]] = INNER
     scope: ClassVar[Scope] = "global"
     per_cost: ClassVar[bool] = True
 
@@ -68,6 +71,7 @@ class Wanda:
     """Σ_q ||W[:, q]||²·E[x_q²] (arXiv:2306.11695, structured, squared); variance of a modulation output."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"square"})
+    kinds: ClassVar[frozenset[str]] = INNER
     scope: ClassVar[Scope] = "global"
     per_cost: ClassVar[bool] = True
 
@@ -81,13 +85,15 @@ class Wanda:
 class OBS:
     """Error after the best refit of the others: ||W_q||²/[H⁻¹]_qq; of a head Σ_k ||W[:, k]||²/d_k (arXiv:2510.06751).
 
-    d is the squared Cholesky diagonal of the head's block of H⁻¹. Units go in `rounds` batches, and the inverse is made anew
-    without those that went. Two consumers (joint attention) are fused by reciprocal rank, 1/(60 + rank).
+    d is the squared Cholesky diagonal of the head's block of H⁻¹. Units go in `rounds` batches; after each the consumer is
+    refitted and the inverse made anew without those that went. Two consumers (joint attention) are fused by reciprocal rank,
+    1/(60 + rank).
     """
 
     damping: Annotated[float, Field(ge=0)] = 0.01
     rounds: Annotated[int, Field(ge=1)] = 8
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+    kinds: ClassVar[frozenset[str]] = INNER
     scope: ClassVar[Scope] = "layer"
     per_cost: ClassVar[bool] = False
 
@@ -116,7 +122,7 @@ def removal_order(sides: Sequence[tuple[Tensor, Tensor, Span]], units: int, roun
             continue
         ranks = []
         for w, h, span in sides:
-            ranks.append(torch.argsort(torch.argsort(saliency(w, h, span.size))))
+            ranks.append(torch.argsort(torch.argsort(saliency(w, h, span.size), stable=True)))
         fused = sum(-1 / (61 + rank.double()) for rank in ranks) if len(ranks) > 1 else ranks[0].double()
         order = torch.argsort(fused, stable=True)  # type: ignore[arg-type]
         first = order[:take].cpu()
@@ -124,9 +130,14 @@ def removal_order(sides: Sequence[tuple[Tensor, Tensor, Span]], units: int, roun
         gone += len(first)
         stay = order[take:].sort().values.cpu()
         alive = alive[stay]
-        kept = [(w, h, span, lines(Span("", span.size), stay)) for w, h, span in sides]
-        sides = [(w[:, at], h[at][:, at], span) for w, h, span, at in kept]
+        sides = [_without(w, h, span, first, stay) for w, h, span in sides]
     return place
+
+
+def _without(w: Tensor, h: Tensor, span: Span, gone: Tensor, stay: Tensor) -> tuple[Tensor, Tensor, Span]:
+    """A consumer after the best refit without these units: what a further one costs depends on what the others took over."""
+    own, at = Span("", span.size), lines(Span("", span.size), stay)
+    return compensated(w, h, lines(own, gone), damping=0.0)[:, at], h[at][:, at], span
 
 
 def saliency(weight: Tensor, h: Tensor, size: int) -> Tensor:
@@ -152,6 +163,7 @@ class Taylor:
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
     per_weight: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    kinds: ClassVar[frozenset[str]] = INNER
     scope: ClassVar[Scope] = "global"
     per_cost: ClassVar[bool] = True
 

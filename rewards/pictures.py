@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio.errors import ShapeError
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
     from torch import Tensor
+
+
+FIELDS = ("image", "reference")  # of a prompt's info: pictures, by path or as tensors [3, H, W] in [0, 1]
 
 
 def check_pictures(name: str, samples: Tensor) -> None:
@@ -56,7 +60,17 @@ def as_tensor(image: Image.Image) -> Tensor:
     import torch
 
     try:
+        if image.mode.startswith("I"):  # 16 bits of gray, which convert() would cut at 255
+            return torch.from_numpy(np.array(image, dtype=np.float32) / 65535).repeat(3, 1, 1)
         picture = np.array(image.convert("RGB"))
     except (OSError, SyntaxError) as problem:
-        raise ValueError(f"expected a PNG or WebP picture, got {problem}") from problem
+        raise ValueError(f"expected a whole picture, got {problem}") from problem
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """A picture file as [3, H, W] in [0, 1]; OSError or ValueError when it is none."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return as_tensor(image)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rewards.facts import Facts
-from rewards.pictures import as_pil, as_png, check_pictures
+from rewards.pictures import FIELDS, as_pil, as_png, check_pictures, read_picture
 from rewards.post import Patience, ask, check_url
 from studio.errors import ConfigError, RewardError
 from studio.types import Prompts, Scores
@@ -66,7 +67,7 @@ class Remote:
         """Scores of pictures [B, 3, H, W] in [0, 1]."""
         check_pictures(self.name, samples)
         served = handshake(self.urls, self.reward, self.patience)
-        pictures = [base64.b64encode(as_png(picture)).decode() for picture in as_pil(samples)]
+        pictures = [encoded(picture) for picture in samples]
         size = max(1, min(self.batch_size, math.ceil(len(pictures) / len(self.urls))))  # work for every server
         cuts = [slice(at, at + size) for at in range(0, len(pictures), size)]
 
@@ -134,8 +135,32 @@ def handshake(urls: tuple[str, ...], reward: str, patience: Patience) -> dict[st
 
 
 def plain(info: Mapping[str, Any]) -> dict[str, Any]:
-    """A prompt's info as JSON has it; ConfigError for what has no such form."""
-    return {str(key): _plain(key, value) for key, value in info.items()}
+    """A prompt's info as JSON has it, its pictures as {"png": base64}; ConfigError for what has no such form."""
+    return {str(key): _png(key, value) if key in FIELDS else _plain(key, value) for key, value in info.items()}
+
+
+def encoded(picture: Tensor) -> str:
+    """A picture [3, H, W] as PNG in base64."""
+    return base64.b64encode(as_png(as_pil(picture[None])[0])).decode()
+
+
+def _png(key: str, value: Any) -> Any:
+    """The picture itself: a path means nothing on another machine, and servers refuse it."""
+    import torch
+
+    if value is None:
+        return None
+    try:
+        return {"png": encoded(value) if isinstance(value, torch.Tensor) else _encoded_file(Path(value))}
+    except (OSError, ValueError, TypeError) as problem:
+        raise ConfigError(
+            f"reward 'remote': expected a picture in info[{key!r}], got: {problem}. Give the path of one, or a tensor [3, H, W]."
+        ) from problem
+
+
+@lru_cache(maxsize=64)  # a group shares its pictures
+def _encoded_file(path: Path) -> str:
+    return encoded(read_picture(path))
 
 
 def _plain(key: str, value: Any) -> Any:

@@ -3,6 +3,9 @@
 GET /health  {"ok": true, "rewards": [{"name", "version", "license", "range", "model"}]}
 POST /score  {"reward", "images": [base64 PNG or WebP], "prompts": [...], "meta": [{...}]}
              -> {"scores": [number or null], "errors": [text or null], "parts": {name: [...]}, "version"}
+
+The pictures of a prompt, meta's "image" and "reference", come as {"png": base64}; a path there is refused, as its answer
+would tell a client which files this machine has.  A reward of your own must open no path that a request names.
 """
 
 from __future__ import annotations
@@ -15,13 +18,15 @@ import ipaddress
 import json
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from rewards.candidates import Compares
-from rewards.pictures import as_tensor, open_file
+from rewards.pictures import FIELDS, as_tensor, open_file
 from rewards.score import check_prompts, checked_scores
 from studio.errors import ConfigError
 from studio.protocols import RewardFn
@@ -84,18 +89,23 @@ class RewardServer(ThreadingHTTPServer):
         facts = {"name": self.name, "version": self.version, "license": self.reward.license, "model": self.reward.model_id}
         return {"ok": True, "rewards": [facts | {"range": [_number(low), _number(high)]}]}
 
-    def score(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request; Refused with 404, 422 or 429."""
-        if request.get("reward") != self.name:
-            raise Refused(404, f"expected the reward {self.name!r}, got {request.get('reward')!r}")
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places for requests; Refused with 429 when all are taken."""
         if not self.places.acquire(blocking=False):
             raise Refused(429, f"expected at most {self.limits.waiting} requests at once. Try again later")
         try:
-            images, prompts = read_request(request, self.limits.pixels)
-            with self.turn:  # one model, one device
-                return self._score(images, prompts) | {"version": self.version}
+            yield
         finally:
             self.places.release()
+
+    def score(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request; Refused with 404, 413 or 422."""
+        if request.get("reward") != self.name:
+            raise Refused(404, f"expected the reward {self.name!r}, got {request.get('reward')!r}")
+        images, prompts = read_request(request, self.limits.pixels)
+        with self.turn:  # one model, one device
+            return self._score(images, prompts) | {"version": self.version}
 
     def _score(self, images: list[Tensor], prompts: Prompts) -> dict[str, Any]:
         import torch
@@ -130,7 +140,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.unread = int(length) if (length := self.headers.get("Content-Length", "")).isdecimal() else None
-        self._answer(lambda: self.server.score(self._body()) if self.path == "/score" else _unknown(self.path))
+        self._answer(lambda: self._score() if self.path == "/score" else _unknown(self.path))
+
+    def _score(self) -> dict[str, Any]:
+        if (kind := self.headers.get_content_type()) != "application/json":  # what any web page may send: forms, plain text
+            raise Refused(415, f"expected the Content-Type application/json, got {kind}")
+        with self.server.place():  # before the body: many of them would fill the memory
+            return self.server.score(self._body())
 
     def _answer(self, work: Any) -> None:
         try:
@@ -188,12 +204,31 @@ def read_request(request: dict[str, Any], pixels: int = Limits.pixels) -> tuple[
             raise Refused(422, f"expected {name} as a list of {kind.__name__}, one per picture")
     try:
         pictures = [open_file(base64.b64decode(file, validate=True)) for file in files]
-        if sum(picture.width * picture.height for picture in pictures) > pixels:  # a small file may unpack to gigabytes
+        shared = {file: open_file(base64.b64decode(file, validate=True)) for file in pictures_of(meta)}
+        sizes = [picture.width * picture.height for picture in (*pictures, *shared.values())]
+        if sum(sizes) > pixels:  # a small file may unpack to gigabytes
             raise Refused(413, f"expected at most {pixels} pixels in a request. Send fewer or smaller pictures")
         images = [as_tensor(picture) for picture in pictures]
+        known = {file: as_tensor(picture) for file, picture in shared.items()}
     except (ValueError, binascii.Error) as problem:
         raise Refused(422, f"images: {problem}") from problem
-    return images, Prompts(texts, texts, meta)
+    infos = [info | {name: known[info[name]["png"]] for name in FIELDS if info.get(name) is not None} for info in meta]
+    return images, Prompts(texts, texts, infos)
+
+
+def pictures_of(meta: list[dict[str, Any]]) -> set[str]:
+    """The files that come as the prompts' own pictures, each once; Refused with 422 for a picture in another form."""
+    files = set()
+    for row, name in ((row, name) for row in range(len(meta)) for name in FIELDS if meta[row].get(name) is not None):
+        given = meta[row][name]
+        if not isinstance(given, dict) or not isinstance(given.get("png"), str):
+            raise Refused(
+                422,
+                f'meta[{row}]: expected {name} as {{"png": base64}}, got {type(given).__name__}. No path is opened here: '
+                "send the picture, as the reward remote does",
+            )
+        files.add(given["png"])
+    return files
 
 
 def batches(images: list[Tensor], size: int) -> list[list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -70,10 +72,26 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         ) from problem
 
 
-def fill(network: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
-    """Load all weights; MissingError when one is absent, is left over or has another shape."""
+@contextmanager
+def no_weights() -> Iterator[None]:
+    """A network made within has parameters without memory, to be assigned by `fill`; its buffers have their values."""
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    hook = register_module_parameter_registration_hook(lambda module, name, value: nn.Parameter(value.to("meta")))
     try:
-        network.load_state_dict(dict(weights), strict=True)
+        yield
+    finally:
+        hook.remove()
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], where: str | Path, *, assign: bool = False) -> None:
+    """Load all weights; MissingError when one is absent, is left over or has another shape.
+
+    `assign` puts them in the place of the parameters, with their own dtype, instead of copying into these.
+    """
+    try:
+        network.load_state_dict(dict(weights), strict=True, assign=assign)
     except RuntimeError as problem:
         lines = [line.strip() for line in str(problem).splitlines()[1:4]]
         raise MissingError(

@@ -147,10 +147,12 @@ def _usage(recipe: Recipe, facts: Mapping[str, Any], base: str) -> str:
     call += [f"max_sequence_length={model.text_length}"] if facts["pipeline"] != "StableDiffusionXLPipeline" else []
     call += [f"height={model.resolution}", f"width={model.resolution}"] if model.resolution else []
     lora = facts["format"] == "lora"
+    source = f'"{BUNDLED.get(base, base)}"' if lora else '"THIS-REPOSITORY"'
+    source += f', revision="{model.revision}"' if lora and model.revision and is_hub_id(str(facts["base"])) else ""
     lines = [
         f"from diffusers import {facts['pipeline']}",
         "",
-        f'pipe = {facts["pipeline"]}.from_pretrained("{BUNDLED.get(base, base) if lora else "THIS-REPOSITORY"}")',
+        f"pipe = {facts['pipeline']}.from_pretrained({source})",
         'pipe.load_lora_weights("THIS-REPOSITORY", weight_name="pytorch_lora_weights.safetensors")' if lora else "",
         f'image = pipe("a prompt", {", ".join(call)}).images[0]',
     ]

@@ -36,7 +36,7 @@ ABSENT = _Absent()  # what `differences` shows for a value that only one side ha
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, whose first value would be lost without a word; keys like `on` stay text."""
+    """SafeLoader that refuses a key given twice: the first value would be lost without a word. A key `on` is no truth value."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-            if key.tag == "tag:yaml.org,2002:bool":  # a key is a name: `on` is none of YAML 1.1's truth values there
+            if key.tag == "tag:yaml.org,2002:bool":
                 key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 

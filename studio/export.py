@@ -75,7 +75,9 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
         }
         pairs = copy_pairs(view, facts["step"], partial)
         place = locate(block.model.id)
-        write_card(view, recipe, facts, base_license(block.model.id, place if Path(place).is_dir() else None), pairs, partial)
+        own = place if Path(place).is_dir() else None
+        license = base_license(block.model.id, own, revision=block.model.revision)
+        write_card(view, recipe, facts, license, pairs, partial)
         contents = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
         replace(partial / MARK, as_json({**facts, "files": contents}, indent=1) + "\n")
     return {**facts, "folder": str(folder)}

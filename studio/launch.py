@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,8 @@ from studio.nodes import Cluster
 from studio.progress import Progress
 from studio.recipe import Recipe, load_recipe, recipe_source
 from studio.run import Run, RunView
+from studio.run_view import request
+from studio.signals import handled
 
 INTERRUPTED, OUT_OF_MEMORY = 130, 5
 R = TypeVar("R")  # a kind of recipe
@@ -71,17 +75,35 @@ def start(run: Run, recipe: Recipe, *, where: Cluster | None = None, progress: s
         return work(run, recipe, progress=progress, log_every=log_every)
     command = [*where.command(), "-m", "studio.worker", str(run.folder)]
     settings = {"STUDIO_PROGRESS": progress, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    child = subprocess.Popen(command, env=os.environ | settings | where.environment())
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:  # the terminal has signaled the workers too; they stop after the step
-        code = child.wait()
+    code = _supervise(command, os.environ | settings | where.environment(), run.folder)
     status = RunView.open(run.folder).status
     if status["state"] in ("running", "starting", "queued", "stopping"):
         if where.rank == 0:
             run.status("lost", exit_code=1, reason=f"the launcher ended with {code} without a final state")
         return code if where.rank else 1
     return int(status.get("exit_code") or 0)  # launchers flatten exit codes; the worker's own is in status.json
+
+
+def _supervise(command: Sequence[str], environment: dict[str, str], folder: Path) -> int:
+    """Run a launcher -> its exit code. Its own session keeps Ctrl-C and other signals from workers that hear them from here.
+
+    The first signal asks the run to stop after the step, as `studio stop` does: handed to the launcher it would leave the
+    workers 30 s, and a step with its checkpoint may take longer.  Later ones are handed on, for a run that does not listen.
+    """
+    asked: list[int] = []
+    children: list[subprocess.Popen] = []
+
+    def stop(number: int, frame: object) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            with suppress(StudioError):  # a disk that refuses
+                return request(folder, "stop")
+        for child in children:
+            child.send_signal(number)
+
+    with handled(stop, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        return children[0].wait()
 
 
 def join_run(runs: Path, name: str | None, patience: float = 600.0) -> tuple[Run, Recipe]:

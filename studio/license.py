@@ -47,9 +47,9 @@ STATED = {
 }
 
 
-def base_license(model_id: str, folder: str | Path | None = None) -> License:
+def base_license(model_id: str, folder: str | Path | None = None, *, revision: str | None = None) -> License:
     """The license in the base's card: in its folder or the Hub cache (nothing is fetched), else as STATED, else unknown."""
-    card = Path(folder) / "README.md" if folder is not None and Path(folder).is_dir() else _cached_card(model_id)
+    card = Path(folder) / "README.md" if folder is not None and Path(folder).is_dir() else _cached_card(model_id, revision)
     found = front_matter(card.read_text(encoding="utf-8")) if card is not None and card.is_file() else {}
     if found.get("license"):
         return License(*(str(found[key]) if found.get(key) else None for key in ("license", "license_name", "license_link")))  # type: ignore[arg-type]
@@ -73,10 +73,10 @@ def is_hub_id(model_id: str) -> bool:
     return bool(owner and name) and "/" not in name and not model_id.startswith((".", "~")) and not Path(model_id).exists()
 
 
-def _cached_card(model_id: str) -> Path | None:
+def _cached_card(model_id: str, revision: str | None) -> Path | None:
     if not is_hub_id(model_id):
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model_id, "README.md")
+    found = try_to_load_from_cache(model_id, "README.md", revision=revision)
     return Path(found) if isinstance(found, str) else None

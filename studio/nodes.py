@@ -87,7 +87,13 @@ def cluster(processes: int, nodes: int = 1, profile: str | None = None, environ:
             f"--nodes {nodes}: expected NODE_RANK from 0 to {nodes - 1} and MASTER_ADDR in the environment, got "
             f"NODE_RANK={rank} and MASTER_ADDR={address or 'nothing'}. Set them on every machine, or start through SLURM."
         )
-    return Cluster(processes, nodes, profile, int(rank), address, int(environ.get("MASTER_PORT") or PORT))
+    port = environ.get("MASTER_PORT") or str(PORT)
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(
+            f"--nodes {nodes}: expected MASTER_PORT from 1 to 65535, got {port!r}. Set the same free port on every machine, or "
+            f"unset it for {PORT}."
+        )
+    return Cluster(processes, nodes, profile, int(rank), address, int(port))
 
 
 def _first_host(nodelist: str | None) -> str | None:

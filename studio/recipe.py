@@ -85,7 +85,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.rewards and "masks" not in self.policy.options.provides:  # masks are trained on latents
+        if not self.rewards and getattr(self.algorithm.options, "scored", True):
             raise ValueError("rewards: expected at least one reward, got none. Add for example 'rewards: {jpeg_size: 1.0}'.")
 
     def objective(self):
@@ -98,7 +98,7 @@ class Recipe:
 
         check_fit(self.algorithm.name, self.objective(), self.policy.options.provides, self.policy.name)
         self._check_plan(processes)
-        compares = not self.objective().needs & {"pathwise", "masks"}
+        compares = getattr(self.objective(), "compares", False)
         if self.train.group_size == 1 and compares:
             raise ConfigError(
                 f"recipe.train.group_size: expected at least 2 for algorithm {self.algorithm.name!r}, which compares the samples "

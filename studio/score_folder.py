@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from rewards.pictures import read_picture
 from studio.errors import ConfigError
 from studio.types import Prompts
 
@@ -22,19 +22,16 @@ KINDS = (".png", ".webp", ".jpg", ".jpeg")
 
 def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], Tensor, Prompts]:
     """Image files of a folder, sorted, as [N, 3, H, W] in [0, 1] (all of one size), with their prompts."""
-    from PIL import Image
-
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in KINDS) if folder.is_dir() else []
     if not files:
         raise ConfigError(f"{folder}: expected a folder of images ({', '.join(KINDS)}), got none. Name another folder.")
-    arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-    sizes = {array.shape for array in arrays}
+    pictures = [read_picture(file) for file in files]
+    sizes = {tuple(picture.shape[1:]) for picture in pictures}
     if len(sizes) > 1:
-        raise ConfigError(f"{folder}: expected images of one size, got {sorted(s[:2] for s in sizes)}. Score them by size.")
+        raise ConfigError(f"{folder}: expected images of one size, got {sorted(sizes)}. Score them by size.")
     records = _records(folder)
     texts = _captions(folder, files, prompt, records)
-    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
-    return files, images, Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files])
+    return files, torch.stack(pictures), Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files])
 
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Signals go to `handler` within; ignored ones stay ignored, as under nohup. No effect outside of the main thread."""
+    before = {}
+    with suppress(ValueError):  # not the main thread: whoever started us handles signals
+        before = {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class StopOnSignal:

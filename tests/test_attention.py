@@ -25,6 +25,18 @@ def test_native_is_the_choice_on_a_cpu(name):
     assert loaded(name).attention == loaded(name, attention="native").attention == "native"
 
 
+@pytest.mark.parametrize("wanted", ["native", "auto"])
+def test_native_wins_over_the_environment_and_over_an_earlier_model(wanted, monkeypatch):
+    """DIFFUSERS_ATTN_BACKEND, or another model's kernel, is what a network uses that was not told."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    other = AttentionBackendName._NATIVE_MATH
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", other)
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, other, None)  # a call would fail
+    backbone = loaded("tiny-flux", attention=wanted)
+    assert backbone.attention == "native" and forward(backbone).isfinite().all()
+
+
 @pytest.mark.parametrize("kernel", ["flash", "xformers"])
 @pytest.mark.parametrize("name", SIZES)
 def test_a_kernel_that_does_not_work_here_is_a_missing_error(name, kernel):

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -145,5 +146,20 @@ def test_a_license_comes_from_the_bases_own_card_and_an_unknown_one_says_so(view
 
 def test_a_card_in_the_cache_of_the_hub_is_read(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: str(tmp_path / file))
-    assert base_license("someone/model") == License("mit")
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda repo, file, revision: asked.append(revision) or str(tmp_path / file)
+    )
+    assert base_license("someone/model") == base_license("someone/model", revision="v2") == License("mit")
+    assert asked == [None, "v2"], "a license may change from one revision to the next"
+
+
+def test_the_usage_names_the_revision_that_was_trained(view, tmp_path):
+    assert "revision" not in card(view, tmp_path / "a", base="someone/model").content.partition("## Training")[0]
+    recipe = view.recipe
+    recipe["policy"]["model"]["revision"] = "v2"
+    (view.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    shown = card(view, tmp_path / "b", base="someone/model").content
+    assert '.from_pretrained("someone/model", revision="v2")' in shown
+    whole = card(view, tmp_path / "c", base="someone/model", format="pipeline").content
+    assert '.from_pretrained("THIS-REPOSITORY")' in whole

@@ -136,7 +136,7 @@ def test_a_picture_is_most_like_itself(clip, tmp_path):
     torch.testing.assert_close(tensor, reward(images, rows), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("info", [{}, {"reference": "/no/such.png"}], ids=["none", "no file"])
+@pytest.mark.parametrize("info", [{}, {"reference": "/no/such.png"}, {"reference": 5}], ids=["none", "no file", "a number"])
 def test_a_prompt_without_a_reference_is_refused_before_sampling(info):
     with pytest.raises(ConfigError, match=r"prompt 'x'.*info\['reference'\]"):
         check_prompts({"image_similarity": ImageSimilarity()}, prompts("x", **info))

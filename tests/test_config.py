@@ -280,15 +280,16 @@ def test_bad_yaml_names_file_and_line(tmp_path):
         config.load_yaml(path)
 
 
+def test_a_key_that_yaml_takes_for_a_truth_value_is_a_name():
+    data = config.parse_yaml("on: off\nblock: {on: true, no: 1}", "here")
+    assert data == {"on": False, "block": {"on": True, "no": 1}}
+
+
 def test_key_given_twice_is_refused(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("train:\n  steps: 3\n  steps: 4\n")
     with pytest.raises(ConfigError, match="line 3, column 3: expected YAML, got: key 'steps' is given twice"):
         config.load_yaml(path)
-
-
-def test_a_key_is_text_also_where_yaml_has_a_truth_value():
-    assert config.parse_yaml("compensation: {on: off, yes: no}", "test") == {"compensation": {"on": False, "yes": False}}
 
 
 def test_yaml_merge_keys_still_work():

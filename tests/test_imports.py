@@ -46,6 +46,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.config": (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema"),
     "studio.recipe": (*BASE, "studio.registry", "studio.config", "studio.core"),
     "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
+    "studio.score_folder": (*BASE, "rewards.pictures"),
     "studio.chart": BASE,
     "studio.report": (*BASE, *(f"studio.{name}" for name in ("files", "run", "chart", "config", "page", "removed"))),
     "studio.page": (*BASE, "studio.files"),
@@ -85,7 +86,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "pruning": (*COMPONENT, "flows"),
     # the parts of a prune run that stand on the loop: its recipe, its iteration, its tables and its command
     **{f"pruning.{name}": (*SPINE, "studio.core", "flows", "pruning") for name in PARTS},
-    **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch")},
+    **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch", "heal")},
     "ui": ("studio.run", "studio.errors", "studio.names"),
 }
 

@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import yaml
 
 from studio.config import dump
 from studio.errors import ConfigError, MissingError, RunError
-from studio.launch import join_run
+from studio.launch import join_run, start
 from studio.nodes import Cluster, cluster, profile_file, profile_names
 from studio.recipe import load_recipe
 from studio.run import Run, RunView
@@ -23,7 +25,7 @@ from studio.slurm import Command, arguments, submit
 ROOT = Path(__file__).parents[1]
 FLUX = "policy.model={random: tiny-flux, resolution: 32, text_length: 6, lora: {rank: 2}, device: cpu}"
 SMALL = ("train.groups_per_step=2", "train.group_size=4", "watch.prompts=2", "watch.every=9", "policy.sampler.steps=4")
-SMALL += ("policy.sampler.eval_steps=2", "policy.sampler.window.size=2", "held_out={}", "rewards={jpeg_size: 1.0}", "train.steps=1")
+SMALL += ("policy.sampler.eval_steps=2", "policy.sampler.window.size=2", "held_out={}", "rewards={jpeg_size: 1.0}")
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -73,6 +75,12 @@ def test_a_machine_without_a_place_is_a_config_error(environ):
         cluster(1, 2, environ=environ)
 
 
+@pytest.mark.parametrize("port", ["http", "-1", "0", "70000", "29500.0"])
+def test_a_port_that_is_none_is_a_config_error(port):
+    with pytest.raises(ConfigError, match=f"expected MASTER_PORT from 1 to 65535, got '{port}'"):
+        cluster(1, 2, environ={"NODE_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": port})
+
+
 def test_another_machine_waits_for_the_run(tmp_path):
     with pytest.raises(RunError, match="expected a run made by machine 0"):
         join_run(tmp_path, "late", patience=0.0)
@@ -84,15 +92,99 @@ def test_another_machine_waits_for_the_run(tmp_path):
     assert found == recipe and run.folder == tmp_path / "late"
 
 
-def studio(*given, **environ):
+def studio(*given, steps=1, start_new_session=False, **environ):
     return subprocess.Popen(
-        [sys.executable, "-m", "studio.cli", "train", "shapes/grpo-guard", *given, FLUX, *SMALL],
+        [sys.executable, "-m", "studio.cli", "train", "shapes/grpo-guard", *given, FLUX, *SMALL, f"train.steps={steps}"],
         cwd=ROOT,
+        start_new_session=start_new_session,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+LAUNCHER = """
+import os, signal, sys, time
+from pathlib import Path
+
+heard, folder = [], Path(sys.argv[-1])
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: heard.append(number))
+(folder / "group").write_text(str(os.getpgid(0) == os.getpid()))
+until = time.monotonic() + 20
+while time.monotonic() < until and not heard and not (patient and (folder / "control" / "stop").exists()):
+    time.sleep(0.01)
+time.sleep(0.2)  # whatever comes late
+(folder / "heard").write_text(" ".join(map(str, heard)))
+if patient:
+    sys.path.insert(0, ROOT)
+    from studio.run import Run
+    Run.attach(folder).status("stopped", exit_code=0)
+sys.exit(3)
+"""
+
+
+class StandIn(Cluster):
+    """A launcher that says what it heard; a patient one ends when its run is asked to stop."""
+
+    def command(self):
+        return [sys.executable, self.address]
+
+
+def stopped(tmp_path, *signals, patient=True):
+    """Start a run of two processes, send these signals to it -> exit code and run folder."""
+    (tmp_path / "launcher.py").write_text(f"patient, ROOT = {patient}, {str(ROOT)!r}\n{LAUNCHER}")
+    recipe, _ = load_recipe("shapes/grpo-guard")
+    run = Run.create(tmp_path, "run", dump(recipe), total_steps=9, command=["test"])
+
+    def send():
+        while not (run.folder / "group").exists():
+            time.sleep(0.01)
+        for number in signals:
+            time.sleep(0.1)
+            os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    before = [signal.getsignal(number) for number in signals]
+    code = start(run, recipe, where=StandIn(processes=2, address=str(tmp_path / "launcher.py")))
+    sender.join()
+    assert [signal.getsignal(number) for number in signals] == before
+    return code, run.folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "Ctrl-C", "a closed terminal"])
+def test_a_signal_asks_the_workers_to_stop_once(tmp_path, number):
+    """Through the run's folder: torch's launcher kills workers 30 s after a signal, and a step may take longer."""
+    code, folder = stopped(tmp_path, number)
+    assert code == 0 and (folder / "control" / "stop").exists()
+    assert (folder / "group").read_text() == "True", "what a terminal sends to its group does not reach the workers"
+    assert (folder / "heard").read_text() == ""
+
+
+def test_a_second_signal_goes_to_the_launcher(tmp_path):
+    code, folder = stopped(tmp_path, signal.SIGINT, signal.SIGINT, patient=False)
+    assert code == 1 and (folder / "heard").read_text() == str(int(signal.SIGINT))
+    assert RunView.open(folder).status["state"] == "lost"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+def test_a_run_of_two_processes_stops_with_a_checkpoint(tmp_path, how):
+    given = ("--gpus", "2", "--runs", str(tmp_path), "--name", "long")
+    child = studio(*given, "train.checkpointing_steps=1000", steps=1000, start_new_session=True)
+    metrics = tmp_path / "long" / "metrics.jsonl"
+    for _ in range(900):
+        if child.poll() is not None or (metrics.is_file() and '"step": 1' in metrics.read_text()):
+            break
+        time.sleep(0.1)
+    child.terminate() if how == "SIGTERM" else os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    _, problem = child.communicate(timeout=100)
+    assert child.returncode == 0, problem[-3000:]
+    view = RunView.open(tmp_path / "long")
+    assert (view.status["state"], view.status["exit_code"]) == ("stopped", 0)
+    assert view.checkpoints() == [view.status["step"]] and view.status["step"] < 1000
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from rewards.image.hpsv3 import TEMPLATE, HPSv3, chat, load_hpsv3
 from rewards.image.image_reward import ImageReward, load_image_reward
 from rewards.pictures import as_pil
 from rewards.score import check_prompts
+from rewards.weights import fill
 from studio.errors import ConfigError, MissingError
 
 # ---- HPSv2
@@ -219,6 +220,24 @@ def test_positions_stay_float32_in_a_half_precision_network(hpsv3):
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     for name, wanted in exact.named_buffers():
         assert torch.equal(half.get_buffer(name), wanted), name
+
+
+def test_hpsv3_takes_its_weights_from_the_file_and_makes_none_before(hpsv3, monkeypatch):
+    """7 billion random numbers in float32 would be 28 GB, only to be overwritten."""
+    before = []
+
+    def watched(network, *given, **how):
+        before.append(kinds(network))
+        fill(network, *given, **how)
+
+    monkeypatch.setattr("rewards.image.hpsv3.fill", watched)
+    network, _ = load_hpsv3.__wrapped__(str(hpsv3[0]), "HPSv3.safetensors", str(hpsv3[0]), "bfloat16", "cpu")
+    assert before == [{"meta"}] and kinds(network) == {"cpu"}
+    assert torch.nn.Linear(1, 1).weight.device.type == "cpu", "and other networks are made as before"
+
+
+def kinds(network) -> set[str]:
+    return {parameter.device.type for parameter in network.parameters()}
 
 
 def test_hpsv3_needs_a_place_for_the_prompt_and_a_processor(tmp_path):

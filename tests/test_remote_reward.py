@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -93,7 +94,7 @@ def good(*scores, version="1") -> tuple[int, bytes]:
 
 
 def post(url: str, body: bytes, **headers) -> tuple[int, dict]:
-    request = urllib.request.Request(url + "/score", data=body, headers=headers)
+    request = urllib.request.Request(url + "/score", data=body, headers={"Content-Type": "application/json"} | headers)
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, json.loads(answer.read())
@@ -262,8 +263,27 @@ def test_info_is_sent_as_json_or_refused():
         color: str
 
     assert plain({"scene": {"groups": (Thing("red"),)}, "n": 1}) == {"scene": {"groups": [{"color": "red"}]}, "n": 1}
-    with pytest.raises(ConfigError, match=r"info\['reference'\]"):
-        plain({"reference": torch.zeros(1)})
+    with pytest.raises(ConfigError, match=r"info\['mask'\]"):
+        plain({"mask": torch.zeros(1)})
+    with pytest.raises(ConfigError, match=r"expected a picture in info\['reference'\], got: .*none\.png"):
+        plain({"reference": "/no/such/none.png"})
+
+
+def test_pictures_of_a_prompt_travel_and_their_paths_do_not(tmp_path):
+    @dataclass(frozen=True)
+    class Likeness(Red):
+        def __call__(self, samples, given):
+            seen.extend(given.info)
+            return torch.stack([1 - (x - info["reference"]).abs().mean() for x, info in zip(samples, given.info, strict=True)])
+
+    images, seen = (smooth(2, 8, 12) * 255).round() / 255, []
+    (tmp_path / "a.png").write_bytes(as_png(as_pil(images[:1])[0]))
+    with serving(Likeness()) as server:
+        for reference in (str(tmp_path / "a.png"), images[0]):
+            scores = Remote((server.url,))(images, prompts("a", "b", reference=reference, image=None, weight=1.0))
+            assert scores.value[0] == 1 and scores.value[1] == pytest.approx(1 - (images[1] - images[0]).abs().mean().item())
+    assert seen[0]["reference"] is seen[1]["reference"], "a group's reference is unpacked once"
+    assert seen[0]["image"] is None and seen[0]["weight"] == 1.0
 
 
 # ---- the server against a client that misbehaves
@@ -286,6 +306,9 @@ def request(**changes) -> bytes:
         (request(images=["%%%"]), 422, "images"),
         (request(images=[base64.b64encode(b"GIF89a").decode()]), 422, "PNG or WebP"),
         (request(prompts=["bad"]), 422, "expected a good prompt"),
+        (request(meta=[{"reference": "/etc/hostname"}]), 422, "No path is opened here"),
+        (request(meta=[{"image": ["/etc/hostname"]}]), 422, "No path is opened here"),
+        (request(meta=[{"reference": {"png": "%%%"}}]), 422, "images"),
         (b" " * 5001, 413, "at most 5000 bytes"),
     ],
 )
@@ -294,6 +317,15 @@ def test_malformed_requests_are_refused(body, code, words):
         answered, said = post(server.url, body)
         assert (answered, words in said["error"]) == (code, True), said
         assert post(server.url, request())[0] == 200, "and the server goes on"
+
+
+def test_a_request_that_a_web_page_can_send_is_refused():
+    """A page of any site may post plain text and forms to 127.0.0.1; for JSON a browser asks the server first."""
+    with serving() as server:
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+            code, said = post(server.url, request(), **{"Content-Type": kind})
+            assert code == 415 and "expected the Content-Type application/json" in said["error"]
+        assert post(server.url, request(), **{"Content-Type": "application/json; charset=utf-8"})[0] == 200
 
 
 def test_a_failing_reward_is_500_and_the_server_goes_on():
@@ -327,6 +359,17 @@ def test_overload_is_429():
         held.set()
         thread.join()
         assert code == 429 and "at most 1" in said["error"] and first[0][0] == 200
+
+
+def test_a_body_that_is_still_coming_takes_a_place():
+    """Else any number of clients could fill the memory with bodies before one is refused."""
+    head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+    with serving(waiting=1) as server:
+        with socket.create_connection(server.server_address) as slow:
+            slow.sendall(head.encode() + b"{")
+            codes = []
+            until(lambda: codes.append(post(server.url, request())[0]) or codes[-1] == 429)
+        until(lambda: post(server.url, request())[0] == 200)
 
 
 def test_a_token_is_needed_for_everything(monkeypatch):

@@ -18,10 +18,12 @@ from zoo import prompts, save_clip, save_head, save_hps, save_hpsv3, save_image_
 from rewards import REWARDS
 from rewards.function import Function
 from rewards.image.jpeg import JpegCompressibility, JpegIncompressibility, JpegSize
+from rewards.pictures import as_png, as_tensor, open_file, read_picture
 from rewards.score import check_prompts, score_all
 from studio import registry
 from studio.cli import app
 from studio.errors import ConfigError, RewardError
+from studio.score_folder import read_folder
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,16 @@ def arguments(name: str, models, url: str) -> list[str]:
         "remote": [f"urls=[{url}]"],
         "function": ["target=test_zoo:brightness"],
     }.get(name, [])
+
+
+def test_sixteen_bits_of_gray_keep_their_shades(tmp_path):
+    """convert("RGB") cuts them at 255, so that all but the darkest come out white."""
+    gray = np.array([[0, 255, 32768, 65535]], dtype=np.uint16)
+    expected = torch.tensor([0, 255, 32768, 65535]).div(65535).expand(3, 1, 4)
+    file = as_png(Image.fromarray(gray))
+    (tmp_path / "a.png").write_bytes(file)
+    for picture in (as_tensor(open_file(file)), read_picture(tmp_path / "a.png"), read_folder(tmp_path, "a")[1][0]):
+        torch.testing.assert_close(picture, expected, atol=1e-7, rtol=0)
 
 
 def brightness(samples, given):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rewards.facts import Facts
 from rewards.image.chat import template_text
 from rewards.pictures import as_pil, check_pictures
-from rewards.weights import device_of, fetch, fill, read_weights, split_revision, weight_file
+from rewards.weights import device_of, fetch, fill, no_weights, read_weights, split_revision, weight_file
 from studio.errors import MissingError
 from studio.types import Prompts, Scores
 
@@ -30,7 +30,7 @@ class HPSv3:
 
     The second output, the part, is the model's uncertainty.  Source: HPSv3 (arXiv:2508.03789); verl-omni multiplies by
     0.1.  The score depends on the wording of the question: for published numbers, give the published one, with its token,
-    as `template`.  Takes about 16 GB in bfloat16.
+    as `template`.  Takes about 16 GB in bfloat16, on the device and while it is loaded: no other weights are made.
     """
 
     model: str = "MizzenAI/HPSv3"  # folder or Hub id[@revision] with the weights of everything
@@ -126,10 +126,10 @@ def load_hpsv3(place: str, name: str, base: str, dtype: str, device: str) -> tup
     file = weight_file(place, name)
     weights = rename(read_weights(file))
     config.text_config.vocab_size = len(weights.get("body.language_model.embed_tokens.weight", ()))
-    network = build_network(config, processor.tokenizer.convert_tokens_to_ids(TOKEN))
-    fill(network, weights, file)
-    for parameter in network.parameters():  # and no buffer: rotary frequencies must stay float32
-        parameter.data = parameter.data.to(getattr(torch, dtype))
+    with no_weights():
+        network = build_network(config, processor.tokenizer.convert_tokens_to_ids(TOKEN))
+    # parameters only: the rotary frequencies, which are buffers, must stay float32
+    fill(network, {key: value.to(getattr(torch, dtype)) for key, value in weights.items()}, file, assign=True)
     return network.to(device_of(device)).eval().requires_grad_(False), processor
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rewards.facts import Facts
 from rewards.image.clip import load_encoder
-from rewards.pictures import check_pictures
+from rewards.pictures import check_pictures, read_picture
 from studio.errors import ConfigError
 from studio.types import Prompts
 
@@ -67,8 +67,8 @@ def reference_of(text: str, info: Mapping[str, Any]) -> Tensor:
     if isinstance(given, torch.Tensor):
         return given
     try:
-        if given is None:
-            raise ValueError("no info['reference']")
+        if not isinstance(given, str | Path):
+            raise ValueError("no info['reference']" if given is None else type(given).__name__)
         return _read(str(given))
     except (OSError, ValueError) as problem:
         raise ConfigError(
@@ -79,8 +79,4 @@ def reference_of(text: str, info: Mapping[str, Any]) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _read(path: str) -> Tensor:
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    return torch.from_numpy(np.array(Image.open(Path(path)).convert("RGB"))).permute(2, 0, 1).float() / 255
+    return read_picture(path)

@@ -41,6 +41,7 @@ class Objective:
     regularizers: tuple[tuple[float, Regularizer], ...] = ()
     critic: Critic | None = None
     iteration: ClassVar[str] = "studio.update:iterate"
+    compares: ClassVar[bool] = True  # the samples of a prompt, so that a group needs two
 
     def __post_init__(self) -> None:
         if self.critic is not None and not isinstance(self.advantage, Targeting):
