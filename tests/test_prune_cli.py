@@ -115,7 +115,7 @@ MISTAKES = {
     "blocks and units": (("shapes/depth", "criterion=random", "sites.kinds=[blocks, heads]"), "expected blocks alone"),
     "blocks for a criterion of units": (
         ("shapes/taylor", "sites.kinds=[blocks]"),
-        "recipe.criterion: expected one that scores blocks",
+        "for criterion 'taylor', got blocks",
     ),
     "units for a criterion of blocks": (("shapes/depth", "sites.kinds=[heads]"), "expected some of blocks for criterion"),
     "no prompts to calibrate on": (("shapes/taylor", "prompts={name: file, train: empty.txt}"), "an empty file"),
