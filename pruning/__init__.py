@@ -1,7 +1,8 @@
 """Which weights remain: sites, gates, scores, budgets, slicing and the formats that others can load."""
 
 POLICIES = {"gated": "pruning.recipe:Gated"}
-ALGORITHMS = {  # criteria that the one loop trains
+ALGORITHMS = {  # what the one loop trains
+    "distill": "pruning.heal:Distill",
     "ecodiff": "pruning.ecodiff:EcoDiff",
     "end_to_end": "pruning.ecodiff:EndToEnd",
 }
@@ -12,5 +13,6 @@ CRITERIA = {
     "taylor": "pruning.scores:Taylor",
     "obs": "pruning.scores:OBS",
     "block_influence": "pruning.blocks:BlockInfluence",
-    **ALGORITHMS,
+    "ecodiff": "pruning.ecodiff:EcoDiff",
+    "end_to_end": "pruning.ecodiff:EndToEnd",
 }

@@ -16,8 +16,6 @@ from studio.scoring import Scorer
 from studio.types import Prompts
 from studio.watch import Evaluated, evaluate
 
-ROWS = 64  # pictures at a time
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -30,22 +28,22 @@ class Seen:
 class _Drawing:
     """A policy whose pictures are kept with their latents."""
 
-    def __init__(self, policy: DenoisePolicy) -> None:
-        self.policy, self.latents = policy, torch.empty(0)
+    def __init__(self, policy: DenoisePolicy, rows: int) -> None:
+        self.policy, self.rows, self.latents = policy, rows, torch.empty(0)
 
     def images(self, texts: list[str], seeds: Sequence[int]) -> Tensor:
         policy, drawn = self.policy, []
         with torch.no_grad():
-            for at in range(0, len(texts), ROWS):
-                cut = slice(at, at + ROWS)
+            for at in range(0, len(texts), self.rows):
+                cut = slice(at, at + self.rows)
                 drawn.append(policy.latents(texts[cut], seeds[cut], steps=policy.sampler.eval_steps))
             self.latents = torch.cat(drawn)
             return torch.cat([policy.backbone.decode(part) for part in drawn])
 
 
-def look(policy: DenoisePolicy, prompts: Prompts, rewards: Scorer, seed: int) -> Seen:
-    """Draw every prompt once with its own seed, and score."""
-    drawing = _Drawing(policy)
+def look(policy: DenoisePolicy, prompts: Prompts, rewards: Scorer, seed: int, rows: int = 32) -> Seen:
+    """Draw every prompt once with its own seed, `rows` at a time, and score."""
+    drawing = _Drawing(policy, rows)
     seen = evaluate(drawing, prompts, rewards, Scorer({}), seed)  # type: ignore[arg-type]
     return Seen(seen, drawing.latents)
 

@@ -114,10 +114,9 @@ class Work:
     def dense(self) -> None:
         """The network as it came."""
         self.tell(f"drawing {len(self.test)} held-out prompts with the dense network")
-        self.target = look(self.policy, self.test, self.rewards, EVALUATION_SEED)
+        self.target = look(self.policy, self.test, self.rewards, EVALUATION_SEED, self.recipe.calibration.batch)
         self._note("dense", self.target)
         self.stages[-1].flops = operations(self.policy)
-        self.stages[-1].seconds = seconds(one_forward(self.policy, 1))
 
     def masked(self, kept: Kept) -> None:
         """The mask without compensation: what the criterion alone achieves."""
@@ -125,7 +124,7 @@ class Work:
             fill = observe(self.policy, self.groups, self.pairs, self.recipe.calibration, frozenset({"fill"}))
             self.fill = fill.fill(self.groups)
         with gated(self.policy.model, self.groups, mask_of(self.groups, kept, self.policy.device), self.fill):
-            seen = look(self.policy, self.test, self.rewards, EVALUATION_SEED)
+            seen = look(self.policy, self.test, self.rewards, EVALUATION_SEED, self.recipe.calibration.batch)
         self._note("cut", seen)
         self.stages[-1].params = self._params(kept)
 
@@ -138,12 +137,14 @@ class Work:
         probe = one_forward(policy, 2)
         with gated(policy.model, self.groups, mask_of(self.groups, kept, policy.device), self.fill):
             expected = probe()
+        before = seconds(one_forward(policy, 1))  # right before the cut, because a machine's speed drifts
         cut(policy.model, self.groups, kept, self.fill)
+        after = seconds(one_forward(policy, 1))
         self.error = verify(probe(), expected)
-        seen = look(policy, self.test, self.rewards, EVALUATION_SEED)
+        seen = look(policy, self.test, self.rewards, EVALUATION_SEED, self.recipe.calibration.batch)
         self._note("compensated" if recipe.compensation.on else "sliced", seen)
         self.stages[-1].flops = operations(policy)
-        self.stages[-1].seconds = seconds(one_forward(policy, 1))
+        self.stages[0].seconds, self.stages[-1].seconds = before, after
         self._pictures(seen)
 
     def save(self, kept: Kept) -> None:
@@ -172,7 +173,7 @@ class Work:
     def healed(self) -> None:
         """The network after its healing, drawn again."""
         policy = healed_policy(self.recipe, self.run)
-        seen = look(policy, self.test, self.rewards, EVALUATION_SEED)
+        seen = look(policy, self.test, self.rewards, EVALUATION_SEED, self.recipe.calibration.batch)
         before = self.stages[-1]
         self._note("healed", seen)
         self.stages[-1].params, self.stages[-1].flops, self.stages[-1].seconds = before.params, before.flops, before.seconds

@@ -14,7 +14,7 @@ from studio.chart import is_number, number
 # blue where units stay, paper where they went: the share is the opacity, up to what text on top of it stands
 STYLE = """
 :root{--kept:11 98 168;--most:.6}@media(prefers-color-scheme:dark){:root{--kept:109 184 242;--most:.5}}
-.map{width:fit-content;max-width:100%}.map table{width:auto;border-collapse:separate;border-spacing:2px}
+.map{width:fit-content;max-width:100%}.map table{width:auto;min-width:min(100%,260px);border-collapse:separate;border-spacing:2px}
 .map th,.map td{border:0;padding:5px 9px}.map tr>:first-child{padding-left:0}.map tr>:last-child{padding-right:9px}
 .map thead th{white-space:normal;vertical-align:bottom;overflow-wrap:normal}.map td{border-radius:4px;text-align:right}
 .map caption,.legend{text-align:left;color:var(--soft);font-size:.84rem;padding:0 0 12px}

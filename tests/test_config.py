@@ -292,10 +292,6 @@ def test_key_given_twice_is_refused(tmp_path):
         config.load_yaml(path)
 
 
-def test_a_key_is_text_also_where_yaml_has_a_truth_value():
-    assert config.parse_yaml("compensation: {on: off, yes: no}", "test") == {"compensation": {"on": False, "yes": False}}
-
-
 def test_yaml_merge_keys_still_work():
     assert config.parse_yaml("a: &x {p: 1, q: 2}\nb: {<<: *x, p: 3}", "test")["b"] == {"p": 3, "q": 2}
 

@@ -28,7 +28,7 @@ SPINE += (
     "studio.pathwise",
 )
 
-PARTS = ("recipe", "build", "learn", "measure", "memory", "network", "heal")  # of a prune run, that stand on recipes and the loop
+PARTS = ("recipe", "build", "learn", "measure", "memory", "network")  # of a prune run, that stand on recipes and the loop
 RUNS = ("studio.train", "studio.launch", "studio.report")  # what starts a run and ends it
 
 # the longest prefix that matches a module says what it may import, besides its own prefix
@@ -86,7 +86,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "pruning": (*COMPONENT, "flows"),
     # the parts of a prune run that stand on the loop: its recipe, its iteration, its tables and its command
     **{f"pruning.{name}": (*SPINE, "studio.core", "flows", "pruning") for name in PARTS},
-    **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch")},
+    **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch", "heal")},
     "ui": ("studio.run", "studio.errors", "studio.names"),
 }
 

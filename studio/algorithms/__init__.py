@@ -12,7 +12,6 @@ ALGORITHMS: dict[str, str] = {
     "alignprop": "flows.backprop:AlignProp",
     "awm": "flows.awm:AWM",
     "dance_grpo": "flows.dance_grpo:DanceGRPO",
-    "distill": "pruning.heal:Distill",
     "ddpo": "flows.ddpo:DDPO",
     "draft": "flows.backprop:DRaFT",
     "flow_dppo": "flows.dppo:FlowDPPO",
