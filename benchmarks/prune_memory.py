@@ -118,7 +118,7 @@ def gradient(own, rows: int, plain: bool) -> None:
     from pruning.gates import HardConcrete
     from pruning.policy import gates_of
 
-    gates, _ = gates_of(own, HardConcrete(), 0, settled=False)
+    gates, _ = gates_of(own, HardConcrete(), 0, settled=None)
     pairs = own.pairs.take(range(rows))
     with own.under(gates):
         made = own.dense.latents(pairs.prompts.text, pairs.seeds, remember=plain)

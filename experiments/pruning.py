@@ -22,8 +22,8 @@ OUT = Path("docs/experiments")
 TRAINING_FREE = ("random", "magnitude", "wanda", "taylor", "obs")
 LEARNED = ("ecodiff", "end-to-end")
 SHARES = (0.9, 0.8, 0.7, 0.5)  # of all parameters of the denoiser that remain
-ALIGNED_SHARES = (0.8, 0.7, 0.5)
-PROMPTS, PAIRS = 128, 128
+ALIGNED_SHARES = (0.8, 0.7)
+PROMPTS, PAIRS = 96, 128
 REWARD_WEIGHT = 0.5
 EVALUATION_SEED = 1_000_003
 

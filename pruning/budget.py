@@ -67,6 +67,12 @@ class Budget:
         """The smallest share that can remain."""
         return 1 - removable(self.groups, self.costs, align=self.align, min_keep=self.min_keep) / self.whole
 
+    def along(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """g - c·(g·c)/(c·c), c the cost of each unit: the part of a gradient over gates that leaves the budget as it is."""
+        inner = sum(gradients[g.name].sum() * self.costs[g.name] for g in self.groups)
+        price = inner / sum(g.units * self.costs[g.name] ** 2 for g in self.groups)
+        return {g.name: gradients[g.name] - price * self.costs[g.name] for g in self.groups}
+
     def keep(self, scores: Mapping[str, Tensor], share: float | None = None) -> dict[str, Tensor]:
         """Indices of the units that stay within the budget, per group."""
         remove = (1 - (self.share if share is None else share)) * self.whole

@@ -29,7 +29,9 @@ def learn(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: 
     count, progress = recipe.train.groups_per_step * recipe.train.group_size, step / recipe.train.steps
     rows = policy.rows(step, count)
     mine = rows[processes.rank * len(rows) // processes.world : (processes.rank + 1) * len(rows) // processes.world]
-    gates, opens = gates_of(policy, objective.gate, step, settled=progress >= 1 - objective.settle)
+    settled = progress >= 1 - objective.settle
+    now = objective.penalty.now(policy.budget.share, progress)
+    gates, opens = gates_of(policy, objective.gate, step, settled=now if settled else None)
     leaves = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
     size = len(mine) // recipe.train.gradient_accumulation_steps
     errors, lost = [], torch.zeros(())
@@ -46,11 +48,17 @@ def learn(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: 
     processes.add_gradients(leaves.values())  # type: ignore[arg-type]
     share = policy.budget.expected(opens)
     kinds = {group.name: group.kind for group in policy.groups}
-    penalty, told = objective.penalty(policy.logits(), kinds, share, policy.budget.share, progress)
-    torch.autograd.backward([*gates.values(), penalty], [*(leaf.grad for leaf in leaves.values()), None])  # type: ignore[list-item]
+    gradients: Any = {name: leaf.grad for name, leaf in leaves.items()}
+    if settled:  # the mask fills the budget exactly; what remains to be learned is which units do
+        penalty, told, gradients = torch.zeros(()), {}, policy.budget.along(gradients)
+        torch.autograd.backward(list(gates.values()), list(gradients.values()))
+    else:
+        penalty, told = objective.penalty(policy.logits(), kinds, share, policy.budget.share, progress)
+        torch.autograd.backward([*gates.values(), penalty], [*gradients.values(), None])
     error = processes.gather(torch.cat(errors))
     norm = optimize(recipe, parts, error.mean().item() + float(penalty.detach()))
-    objective.penalty.after(float(share.detach()), policy.budget.share, progress)
+    if not settled:
+        objective.penalty.after(float(share.detach()), policy.budget.share, progress)
     hard, soft = policy.hard(), {name: objective.gate.median(value.detach()) for name, value in policy.logits().items()}
     values = told | {
         "prune/error": error.mean().item(),

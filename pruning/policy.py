@@ -99,9 +99,9 @@ class GatedPolicy:
         with gated(self.dense.model, self.groups, gates, self.fill):
             yield
 
-    def hard(self) -> dict[str, Tensor]:
-        """0/1 gates of the units that the present logits would keep within the budget."""
-        kept = self.budget.keep({name: value.detach().cpu() for name, value in self.logits().items()})
+    def hard(self, share: float | None = None) -> dict[str, Tensor]:
+        """0/1 gates of the units that the present logits would keep within the budget, or within another share."""
+        kept = self.budget.keep({name: value.detach().cpu() for name, value in self.logits().items()}, share)
         gates = {}
         for name, value in self.logits().items():
             gates[name] = torch.zeros_like(value.detach())
@@ -140,14 +140,16 @@ def load_logits(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / FILE)
 
 
-def gates_of(policy: GatedPolicy, family: HardConcrete, step: int, *, settled: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The gates of one update with their graph, and how likely each is to stay, [units] per group: what the budget counts.
+def gates_of(
+    policy: GatedPolicy, family: HardConcrete, step: int, *, settled: float | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gates of one update with their graph, and P(m > 0), [units] per group.
 
-    Settled gates are the 0/1 mask of the present logits, with the gradient of σ(λ).
+    Settled gates are the 0/1 mask of the present logits that leaves the share `settled`, with the gradient of σ(λ).
     """
     logits = policy.logits()
-    if settled:
-        hard = policy.hard()
+    if settled is not None:
+        hard = policy.hard(settled)
         soft = {name: torch.sigmoid(value) for name, value in logits.items()}
         return {name: straight_through(hard[name], soft[name]) for name in logits}, soft
     draws = policy.draws(step)

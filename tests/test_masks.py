@@ -64,7 +64,8 @@ def plain(recipe, step: int, *, settled: bool) -> list[torch.Tensor]:
     target, logits = policy.target(rows), policy.logits()
     if settled:
         soft = {name: torch.sigmoid(value) for name, value in logits.items()}
-        opens, gates = soft, {name: straight_through(hard, soft[name]) for name, hard in policy.hard().items()}
+        share = objective.penalty.now(policy.budget.share, step / recipe.train.steps)
+        gates = {name: straight_through(hard, soft[name]) for name, hard in policy.hard(share).items()}
     else:
         draws = policy.draws(step)
         opens = {name: objective.gate.open_sharp(value) for name, value in logits.items()}
@@ -72,9 +73,26 @@ def plain(recipe, step: int, *, settled: bool) -> list[torch.Tensor]:
     with policy.under(gates):
         made = policy.dense.latents(own.prompts.text, own.seeds, remember=True)
     error = (((made - target) ** 2).flatten(1).mean(1) / (target**2).flatten(1).mean(1)).mean()
-    gap = policy.budget.expected(opens) - objective.penalty.now(policy.budget.share, step / recipe.train.steps)
-    (error + 0.5 * objective.penalty.rate * gap**2).backward()
+    if settled:  # the gradient over gates, without what would change the cost of the mask
+        slopes = torch.autograd.grad(error, list(gates.values()), retain_graph=True)
+        along = policy.budget.along(dict(zip(gates, slopes, strict=True)))
+        torch.autograd.backward(list(gates.values()), list(along.values()))
+    else:
+        gap = policy.budget.expected(opens) - objective.penalty.now(policy.budget.share, step / recipe.train.steps)
+        (error + 0.5 * objective.penalty.rate * gap**2).backward()
     return [p.grad for p in policy.trainable()]
+
+
+def test_a_gradient_along_the_budget_changes_no_cost(policy):
+    """(g - c·(g·c)/(c·c))·c = 0, what is along already stays, and a gradient that is all cost vanishes."""
+    budget = policy.budget
+    costs = {g.name: torch.full((g.units,), budget.costs[g.name]) for g in budget.groups}
+    drawn = {g.name: torch.randn(g.units, generator=torch.Generator().manual_seed(i)) for i, g in enumerate(budget.groups)}
+    along = budget.along(drawn)
+    assert sum((along[name] * costs[name]).sum() for name in costs).abs() <= 1e-3 * budget.whole**0.5
+    for name, value in budget.along(along).items():
+        assert torch.allclose(value, along[name], atol=1e-5)
+    assert max(value.abs().max() / budget.costs[name] for name, value in budget.along(costs).items()) <= 1e-5
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -114,7 +132,7 @@ def test_the_per_step_variant_matches_velocities_on_dense_latents(monkeypatch):
             made = velocity(step.x, step.sigma)
         total = total + (((made - v) ** 2).flatten(1).mean(1) / (v**2).flatten(1).mean(1)).mean() / 3
     opens = {name: family.open_sharp(value) for name, value in policy.logits().items()}
-    gap = policy.budget.expected(opens) - (1 - 0.05 * 0.25 / 0.4)  # step 1 of 4, ramp 0.4
+    gap = policy.budget.expected(opens) - (1 - 0.05 * 0.25 / 0.3)  # step 1 of 4, ramp 0.3
     for p in policy.trainable():
         p.grad = None
     (total + 25 * gap**2).backward()
@@ -171,7 +189,7 @@ def test_gates_that_are_open_change_nothing(policy):
 
 
 def test_settled_gates_are_the_mask_that_would_be_deployed(policy):
-    gates, opens = gates_of(policy, HardConcrete(), 0, settled=True)
+    gates, opens = gates_of(policy, HardConcrete(), 0, settled=policy.budget.share)
     kept = policy.budget.keep({name: value.detach() for name, value in policy.logits().items()})
     for name, gate in gates.items():
         assert gate.detach().nonzero().flatten().tolist() == kept[name].tolist()
