@@ -19,7 +19,7 @@ and on top of it, with g = 2 under guidance and 1 without it, and B = calibratio
                  record           16·D·R·T       T steps, each of D numbers
                  logits           16·U           U units: logits, gradients, Adam's moments
     compensation rows, gram, solver              as for scoring
-    pictures     rows I·K·g + decoding 5000·X    K = min(64, evaluate) pictures, X pixels decoded at once
+    pictures     rows I·K·g + decoding 5000·X    K = min(batch, evaluate) pictures, X pixels decoded at once
 
 Stages do not add up. A target of latency keeps a second copy of the weights. Not counted: fragmentation, what a kernel needs for
 itself, reward models, the decoder's activations under criterion.reward, and healing, which needs what `studio train` needs.
@@ -42,7 +42,6 @@ from flows.memory import DECODE_BYTES, GB, WORKSPACE
 from flows.trace import trace
 from pruning.calibrate import packages
 from pruning.gating import gated
-from pruning.measure import ROWS
 from pruning.network import backbone_of, one_row
 from pruning.sites import Group, linear
 from studio.config import component
@@ -100,7 +99,7 @@ def memory_plan(recipe: PruneRecipe) -> list[Stage] | None:
         stages.append(
             Stage("compensation", base | {"rows": working * batch} | _grams(network, groups, recipe.calibration.packages))
         )
-    count = min(ROWS, recipe.evaluate)
+    count = min(recipe.calibration.batch, recipe.evaluate)
     decoding = float(DECODE_BYTES * min(DECODED_PIXELS, count * backbone.resolution**2))
     pictures = base | {"rows": working * count * guided, "decoding": decoding}
     stages.append(Stage("pictures", pictures | ({"copy": weights} if recipe.target.measure == "latency" else {})))
