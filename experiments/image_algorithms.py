@@ -100,7 +100,7 @@ def page(results: dict[str, list[dict[str, float]]], command: str) -> str:
 
 Change from the base to the end of a short run on 256 held-out prompts, same seeds before and after; {seeds} seeds, mean ± standard
 deviation. `trained` is the reward that was optimized: the graded scene judge, or the CLIP scorer for {", ".join(PATHWISE)}.
-The other columns were never trained on. Settings are the recipes', not tuned per algorithm; `forwards` counts images through the
+The other columns were never trained on. {fallen(results)} Settings are the recipes', not tuned per algorithm; `forwards` counts images through the
 network once, `backwards` those that also went back. A short run compares the first steps of the methods, not where they end.
 
     {command}
@@ -109,6 +109,13 @@ network once, `backwards` those that also went back. A short run compares the fi
 |---|{"---|" * len(COLUMNS)}
 {rows}
 """
+
+
+def fallen(results: dict[str, list[dict[str, float]]]) -> str:
+    """Which algorithms did not raise their reward, by the mean over seeds."""
+    gains = {name: sum(run["trained"] for run in runs) / len(runs) for name, runs in results.items()}
+    without = [name for name, gain in gains.items() if gain <= 0]
+    return f"Of {len(gains)}, {len(gains) - len(without)} raised their reward; not: {', '.join(without) or 'none'}."
 
 
 if __name__ == "__main__":
