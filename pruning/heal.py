@@ -26,7 +26,7 @@ from studio.train import train
 from studio.types import Evaluation, Rollout
 from studio.update import optimize
 
-PRUNED, HEAL = "pruned", "heal"  # folders in a prune run: the network, and the run that heals it
+PRUNED, START, HEAL = "pruned", "heal-start", "heal"  # in a prune run: the network, that before healing, the run that heals
 GROUP = 8  # samples per prompt of healing by reward
 
 
@@ -108,7 +108,7 @@ def trajectories(teacher: DenoisePolicy, texts: list[str], seeds: list[int]) -> 
 def healing(recipe: PruneRecipe, run: Run) -> Recipe:
     """The healing of a prune run as a recipe of the one loop."""
     settings = recipe.heal
-    student = replace(recipe.model, pruned=str(run.folder / PRUNED), train=settings.train, lora=settings.lora)
+    student = replace(recipe.model, pruned=str(run.folder / START), train=settings.train, lora=settings.lora)
     group = GROUP if settings.method == "reward" else 1
     if settings.method == "reward":
         algorithm = component("algorithm", "grpo_guard", clip=1e-5, scale="group")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flows.policy import DenoisePolicy
 from pruning.budget import Budget
@@ -22,7 +22,7 @@ from pruning.compact import Facts, save_compact
 from pruning.compensate import apply, refit
 from pruning.evidence import draw_pairs, observe
 from pruning.gating import gated
-from pruning.heal import PRUNED, heal, healed_policy
+from pruning.heal import PRUNED, START, heal, healed_policy
 from pruning.measure import Seen, latent_error, look, one_forward, parameters, seconds
 from pruning.policy import load_logits
 from pruning.recipe import PruneRecipe
@@ -69,13 +69,14 @@ def prune(recipe: PruneRecipe, run: Run, *, tell: Tell, report: Callable[[int, d
     work.dense()
     work.masked(kept)
     work.sliced(kept)
-    work.save(kept)
-    if recipe.heal.method != "none":
+    heals = recipe.heal.method != "none"
+    work.save(policy.model, kept, START if heals else PRUNED)
+    if heals:
         tell(f"healing by {recipe.heal.method}: {recipe.heal.steps} steps")
         if heal(recipe, run) == "stopped":
             run.status("stopped", exit_code=0, reason="requested")
             return "stopped"
-        work.healed()
+        work.healed(kept)
     summary = work.conclude(kept, time.monotonic() - began)
     run.summary(summary)
     run.status("finished", step=recipe.learn.steps if recipe.learned else 0, exit_code=0)
@@ -147,8 +148,8 @@ class Work:
         self.stages[0].seconds, self.stages[-1].seconds = before, after
         self._pictures(seen)
 
-    def save(self, kept: Kept) -> None:
-        """RUN/pruned: the network in its compact form, from which every other is made."""
+    def save(self, network: nn.Module, kept: Kept, name: str, **changes: Any) -> None:
+        """RUN/<name>: a network in its compact form; that in RUN/pruned is what every export is made from."""
         recipe, first, last = self.recipe, self.stages[0], self.stages[-1]
         text = "\n".join(f"{key} {seed}" for key, seed in zip(self.pairs.prompts.key, self.pairs.seeds, strict=True))
         facts = Facts(
@@ -162,22 +163,27 @@ class Work:
             ratios=self.ratios(kept),
             flops=(last.flops or 0) / (first.flops or 1),
         )
-        folder = self.run.folder / PRUNED
-        partial = folder.with_name(f"{PRUNED}.partial")
+        folder = self.run.folder / name
+        partial = folder.with_name(f"{name}.partial")
         with disk(folder):
             shutil.rmtree(partial, ignore_errors=True)
-            save_compact(self.policy.model, self.groups, kept, partial, facts)
+            save_compact(network, self.groups, kept, partial, facts, **changes)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
 
-    def healed(self) -> None:
-        """The network after its healing, drawn again."""
+    def healed(self, kept: Kept) -> None:
+        """The network after its healing, drawn again and saved with its adapters merged."""
         policy = healed_policy(self.recipe, self.run)
         seen = look(policy, self.test, self.rewards, EVALUATION_SEED, self.recipe.calibration.batch)
         before = self.stages[-1]
         self._note("healed", seen)
         self.stages[-1].params, self.stages[-1].flops, self.stages[-1].seconds = before.params, before.flops, before.seconds
         self._pictures(seen)
+        network: Any = policy.model
+        if policy.lora:
+            network.fuse_lora()
+            network.unload_lora()
+        self.save(network, kept, PRUNED, config_changes={})
 
     def ratios(self, kept: Kept) -> dict[str, float]:
         """Kept shares: of units, of the parameters that could go, of all parameters."""
