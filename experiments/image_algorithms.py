@@ -100,7 +100,9 @@ def page(results: dict[str, list[dict[str, float]]], command: str) -> str:
 
 Change from the base to the end of a short run on 256 held-out prompts, same seeds before and after; {seeds} seeds, mean ± standard
 deviation. `trained` is the reward that was optimized: the graded scene judge, or the CLIP scorer for {", ".join(PATHWISE)}.
-The other columns were never trained on. {fallen(results)} Settings are the recipes', not tuned per algorithm; `forwards` counts images through the
+The other columns were never trained on. {fallen(results)}
+
+Settings are the recipes', not tuned per algorithm; `forwards` counts images through the
 network once, `backwards` those that also went back. A short run compares the first steps of the methods, not where they end.
 
     {command}

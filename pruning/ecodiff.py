@@ -152,7 +152,7 @@ class EndToEnd:
     first: str | None = "taylor"  # criterion that orders the units at the start; null = all alike
     noise: Annotated[float, Field(gt=0)] = 0.1
     rate: Annotated[float, Field(gt=0)] = 50.0  # ρ of the budget
-    ramp: Share = 0.3  # share of the updates over which the budget falls to the target
+    ramp: Share = 0.7  # share of the updates over which the budget falls to the target
     settle: Share = 0.6
     per_step: bool = False
     reward: Annotated[float, Field(ge=0)] = 0.0  # weight of the reward that is lost; needs a differentiable reward in `protect`
