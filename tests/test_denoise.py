@@ -69,7 +69,7 @@ def test_forgetting_activations_leaves_the_gradients(levels):
         results.append((end, *torch.autograd.grad(end.square().sum(), [x, *network.parameters()])))
     for kept, recomputed in zip(*results, strict=True):
         assert torch.equal(kept, recomputed)
-    assert calls.count(True) == 4 and calls.count(False) == 8
+    assert calls.count(True) == 4 and calls.count(False) == 4 + 3  # the last step is kept: its turn comes first
 
 
 def test_the_result_is_float32_and_does_not_depend_on_the_batch():
