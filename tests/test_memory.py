@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from toys import saved_for_backward
 
 from flows.blueprint import find
 from flows.load import Lora, Model, load_backbone
@@ -26,18 +27,9 @@ def test_what_is_kept_is_what_autograd_keeps(name, checkpointing):
     wanted = model(name, train="full", gradient_checkpointing=checkpointing)
     backbone = load_backbone(wanted)
     backbone.network.requires_grad_(True)
-    weights = {p.untyped_storage().data_ptr() for p in backbone.network.parameters()}
 
     def kept(rows):
-        sizes, alive = {}, []
-
-        def keep(x):
-            if x.untyped_storage().data_ptr() not in weights:
-                alive.append(x)
-                sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with saved_for_backward(backbone.network) as sizes:
             condition = {key: value.expand(rows, *value.shape[1:]) for key, value in backbone.encode(["a"]).items()}
             answer = backbone.velocity(torch.randn(rows, *backbone.latent_shape), torch.full((rows,), 0.5), condition)
         assert answer.requires_grad

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from toys import saved_for_backward
 
 from flows.blueprint import find, on_meta
 from pruning.build import dense_policy, score
@@ -90,20 +91,11 @@ def test_what_gates_keep_is_what_autograd_keeps(checkpointing):
     model = Model(random="tiny-sd3", resolution=16, text_length=6, device="cpu", gradient_checkpointing=checkpointing)
     backbone = load_backbone(model)
     groups = Sites().of(backbone.network)
-    weights = {p.untyped_storage().data_ptr() for p in backbone.network.parameters()}
 
     def kept(rows):
-        sizes, alive = {}, []
-
-        def keep(x):
-            if x.untyped_storage().data_ptr() not in weights:
-                alive.append(x)
-                sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
         gates = {group.name: torch.ones(group.units, requires_grad=True) for group in groups}
         x = torch.randn(rows, *backbone.latent_shape, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), gated(backbone.network, groups, gates):
+        with saved_for_backward(backbone.network) as sizes, gated(backbone.network, groups, gates):
             condition = {key: value.expand(rows, *value.shape[1:]) for key, value in backbone.encode(["a"]).items()}
             backbone.velocity(x, torch.full((rows,), 0.5), condition)
         return sum(sizes.values())

@@ -324,3 +324,19 @@ def batch(mask: list[list[int]], reward: Tensor | None = None, group: list[int] 
     zero = torch.zeros(alive.shape)
     others.setdefault("old", Evaluation(logp=zero, value=zero))
     return Rollout(rows, None, None, alive, torch.tensor(group or [0] * len(mask)), reward=reward, **others)
+
+
+@contextmanager
+def saved_for_backward(network: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of every storage that autograd keeps inside, by address, beyond the network's weights."""
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    sizes, alive = {}, []  # kept alive, or an address could come twice
+
+    def keep(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            alive.append(x)
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        yield sizes
