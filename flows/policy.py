@@ -42,7 +42,7 @@ class DenoiseTrace:
 class DenoisePolicy:
     """Samples images with noise on some steps, and evaluates those steps again with the network of the moment."""
 
-    provides = frozenset({"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref", "pathwise"})
+    provides = frozenset({"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref", "pathwise", "latents"})
     reduction = "mean"  # of logp over E; the clip ranges of this field assume it
 
     def __init__(

@@ -25,7 +25,7 @@ class Denoise:
 
     # what DenoisePolicy provides, stated here so that a recipe is checked before torch or a model is loaded
     provides: ClassVar[frozenset[str]] = frozenset(
-        {"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref", "pathwise"}
+        {"logp", "mean", "std", "noise", "dt", "jacobian", "velocity", "ref", "pathwise", "latents"}
     )
     reads: ClassVar[str] = "image"
 

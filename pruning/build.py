@@ -98,7 +98,7 @@ def gated_policy(block: Gated, seed: int) -> GatedPolicy:
         found = score(dense, groups, criterion, pairs, block.calibration, seed)
         start = ordered(groups, found, block.start, block.spread, criterion)
     fill = None
-    if any(group.kind == "modulation" for group in groups):
+    if block.fill and any(group.kind == "modulation" for group in groups):
         fill = observe(dense, groups, pairs, block.calibration, frozenset({"fill"})).fill(groups)
     return GatedPolicy(dense, groups, budget, pairs, start=start, seed=seed, fill=fill, batch=block.calibration.batch)
 

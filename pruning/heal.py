@@ -28,6 +28,7 @@ from studio.update import optimize
 
 PRUNED, START, HEAL = "pruned", "heal-start", "heal"  # in a prune run: the network, that before healing, the run that heals
 GROUP = 8  # samples per prompt of healing by reward
+HALF = 1e-2  # |log ratio| of a first replay in half precision
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Matching:
 
     teacher: Model
     sampler: Sampler
-    needs: ClassVar[frozenset[str]] = frozenset({"velocity"})
+    needs: ClassVar[frozenset[str]] = frozenset({"latents"})  # of the sampler, and its velocities
     iteration: ClassVar[str] = "pruning.heal:match"
     _policy: DenoisePolicy | None = field(default=None, repr=False)
 
@@ -110,6 +111,7 @@ def healing(recipe: PruneRecipe, run: Run) -> Recipe:
     settings = recipe.heal
     student = replace(recipe.model, pruned=str(run.folder / START), train=settings.train, lora=settings.lora)
     group = GROUP if settings.method == "reward" else 1
+    exact = recipe.model.dtype == "float32" and settings.mixed_precision == "no"
     if settings.method == "reward":
         algorithm = component("algorithm", "grpo_guard", clip=1e-5, scale="group")
     else:
@@ -125,6 +127,7 @@ def healing(recipe: PruneRecipe, run: Run) -> Recipe:
             group_size=group,
             learning_rate=settings.learning_rate,
             mixed_precision=settings.mixed_precision,
+            ratio_tolerance=Train.ratio_tolerance if exact else HALF,
             checkpointing_steps=settings.checkpointing_steps,
             adam_epsilon=1e-6,
         ),

@@ -137,7 +137,7 @@ class PruneRecipe:
         policy = Gated(
             self.model, self.sampler, self.prompts, self.target, self.sites, self.calibration, self.allocation,
             start=options.start, spread=getattr(options, "spread", 0.0), first=getattr(options, "first", None),
-            one_noise=options.one_noise, scope=self.scope(),
+            one_noise=options.one_noise, scope=self.scope(), fill=self.compensation.on,
         )  # fmt: skip
         train = Train(
             steps=self.learn.steps,
@@ -183,6 +183,7 @@ class Gated:
     first: str | None = None
     one_noise: bool = False
     scope: Scope = "global"
+    fill: bool = True  # a removed modulation output becomes its mean, as compensation has it; zero otherwise
 
     provides: ClassVar[frozenset[str]] = frozenset({"masks"})
     reads: ClassVar[str] = "image"

@@ -18,7 +18,8 @@ FIGURES = {
 }
 LOADS = {
     "compact": "The layers have widths of their own: their class is the `.py` file beside the weights, which diffusers runs only "
-    "with `trust_remote_code=True`. Read it first; it imports torch and diffusers only.",
+    "with `trust_remote_code=True`. It imports torch and diffusers only. Read it before you allow that, and name the revision that "
+    "you have read: without it, whatever is uploaded later runs too.",
     "dense": "The original shapes with zeros in place: stock classes load it; it is neither smaller nor faster.",
     "depth": "Whole blocks are gone: stock classes load it.",
 }
@@ -84,7 +85,7 @@ def _stock(facts: Mapping[str, Any], form: str) -> str:
         return f'from diffusers import {facts["pipeline"]}\n\npipe = {facts["pipeline"]}.from_pretrained("THIS-REPOSITORY")'
     return (
         "from diffusers import DiffusionPipeline\n\n"
-        'pipe = DiffusionPipeline.from_pretrained("THIS-REPOSITORY", trust_remote_code=True)'
+        'pipe = DiffusionPipeline.from_pretrained("THIS-REPOSITORY", revision="THE-COMMIT-YOU-READ", trust_remote_code=True)'
     )
 
 

@@ -10,6 +10,7 @@ from pruning.heal import HEAL, PRUNED, START, Distill, healed_policy, healing, t
 from pruning.launch import load_prune_recipe
 from pruning.run import prune
 from studio.config import dump
+from studio.errors import NeedsError
 from studio.run import Run, RunView
 from studio.train import train
 
@@ -86,6 +87,29 @@ class fake:
 
     def __init__(self, folder):
         self.folder = folder
+
+
+def test_distillation_is_refused_on_a_policy_without_a_sampler_of_latents():
+    from studio.core import check_fit
+    from studio.registry import lookup
+
+    check_fit("distill", Distill().objective(), lookup("policy", "denoise").provides, "denoise")
+    for other in ("match", "gated"):
+        with pytest.raises(NeedsError, match="latents"):
+            check_fit("distill", Distill().objective(), lookup("policy", other).provides, other)
+
+
+@pytest.mark.parametrize(("model", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_the_first_replay_is_as_exact_as_the_weights(tmp_path, model, tolerance):
+    overrides = [*SMALL, "heal={method: reward}", f"model.dtype={model}"]
+    assert healing(load_prune_recipe("shapes/taylor", overrides)[0], fake(tmp_path)).train.ratio_tolerance == tolerance
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_masks_are_trained_as_they_will_be_cut(on):
+    """Removed modulation outputs become their mean with compensation, and zero without."""
+    overrides = [f"compensation={{on: {on}}}", "criterion.first=wanda", "sites.kinds=[modulation]"]
+    assert load_prune_recipe("shapes/end-to-end", [*overrides, "target.params=0.99"])[0].training().policy.options.fill is on
 
 
 @pytest.mark.slow
