@@ -1,3 +1,8 @@
 """Flow and diffusion policies."""
 
-POLICIES = {"denoise": "flows.recipe:Denoise", "match": "flows.recipe:Match"}
+POLICIES = {
+    "denoise": "flows.recipe:Denoise",
+    "match": "flows.recipe:Match",
+    "gaussian": "flows.control.recipe:Gaussian",
+    "policyflow": "flows.control.recipe:PolicyFlow",
+}

@@ -18,7 +18,8 @@ from pruning.recipe import PruneRecipe
 from studio.config import Component, component, dump
 from studio.dist import Processes
 from studio.parts import Parts
-from studio.recipe import Recipe, Train, Watch
+from studio.recipe import Recipe
+from studio.settings import Train, Watch
 from studio.rollout import Batch, draw_rows
 from studio.run import Run, RunView
 from studio.state import final_weights

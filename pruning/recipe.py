@@ -16,7 +16,8 @@ from pruning.compensate import Compensation
 from pruning.sites import KINDS, Sites
 from studio.config import Component, Kind, Weighted, component
 from studio.errors import ConfigError, NeedsError
-from studio.recipe import Recipe, Train, Watch
+from studio.recipe import Recipe
+from studio.settings import Train, Watch
 
 if TYPE_CHECKING:
     from pruning.policy import GatedPolicy

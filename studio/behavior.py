@@ -10,7 +10,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from studio.protocols import Policy
-from studio.recipe import Lag
+from studio.settings import Lag
 
 
 class Behavior:

@@ -43,10 +43,14 @@ class Processes:
         # the outermost too: whoever asks for the weights between two forwards must meet shards
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The network and optimizer in their distributed form."""
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, wrap: bool = True
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The network and optimizer in their distributed form; a model that is not wrapped gets its gradients by `backward`."""
         if self.world == 1 or self.sharded:
             return model, optimizer
+        if not wrap:
+            return model, self.accelerator.prepare(optimizer)
         return self.accelerator.prepare(model, optimizer)
 
     def gather(self, x: Tensor) -> Tensor:
@@ -76,6 +80,11 @@ class Processes:
 
     def backward(self, loss: Tensor, *, last: bool, model: nn.Module) -> None:
         """Gradients add up over ranks: they are averaged by the wrapper, and the weights are already global."""
+        if self._bare(model):
+            self.accelerator.backward(loss)
+            if last:
+                self.add_gradients(model.parameters())
+            return
         with nullcontext() if last or self.world == 1 else self.accelerator.no_sync(model):
             self.accelerator.backward(loss * self.world)
 
@@ -88,8 +97,11 @@ class Processes:
     @contextmanager
     def synchronized(self, model: nn.Module, last: bool) -> Iterator[None]:
         """The forward of a part must know as well whether its gradients will be exchanged."""
-        with nullcontext() if last or self.world == 1 else self.accelerator.no_sync(model):
+        with nullcontext() if last or self.world == 1 or self._bare(model) else self.accelerator.no_sync(model):
             yield
+
+    def _bare(self, model: nn.Module) -> bool:
+        return self.world > 1 and not self.sharded and not isinstance(model, nn.parallel.DistributedDataParallel)
 
     def autocast(self):
         return self.accelerator.autocast()

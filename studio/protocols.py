@@ -40,6 +40,22 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class Monitored(Protocol):
+    """A policy that measures something about itself after an update, at an interval of its own."""
+
+    def monitor(self, rollout: Rollout, credit: Credit, step: int) -> dict[str, float]: ...
+
+
+class Arena(Protocol):
+    """Where a control policy acts: environments of this process, with what is remembered of them between iterations."""
+
+    def stretch(self, policy: Any, step: int) -> Rollout: ...  # rows are environments, decisions their next actions
+    def look(self, policy: Any, step: int, episodes: int, seed: int) -> Any: ...  # evaluation on environments of its own
+    def gather(self, collect: Callable[[Any], list[Any]]) -> None: ...  # before a checkpoint: states of all processes' environments
+    def close(self) -> None: ...
+
+
 class PromptSource(Protocol):
     """Where prompts come from; `next` continues where it stopped, `update` lets curricula learn from results."""
 

@@ -8,65 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from studio.config import Component, Kind, Weighted, apply_overrides, build, load_yaml, parse_yaml
 from studio.errors import ConfigError, NeedsError
 from studio.names import suggestion
+from studio.settings import Acting, Train, Watch
 
-Positive = Annotated[int, Field(ge=1)]
+WIDE, LARGEST_MINIBATCH = 8192, 16384  # environments, and actions per optimizer step that still train well with as many
 RECIPES = {"train": "studio", "prune": "pruning"}  # command -> package whose folder recipes/ it reads
-
-
-@dataclass(frozen=True)
-class Lag:
-    """Sampling weights that follow the trained ones: after update n, copy ← d·copy + (1-d)·trained, d = min(rate·(n-start), limit).
-
-    DiffusionNFT (arXiv:2509.16117) publishes rate 0.001, limit 0.5, and for OCR start 75, rate 0.0075, limit 0.999.
-    """
-
-    rate: Annotated[float, Field(ge=0)] = 0.0  # 0 = the trained weights sample
-    limit: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    start: Annotated[int, Field(ge=0)] = 0
-
-
-@dataclass(frozen=True)
-class Train:
-    """The loop's settings; learning rates and group sizes belong to the recipe, not to the algorithm."""
-
-    steps: Positive = 100  # iterations: rollout, update
-    groups_per_step: Positive = 12  # prompts of an iteration, over all processes
-    group_size: Positive = 12  # samples per prompt; methods that compare them need two
-    gradient_accumulation_steps: Positive = 1  # parts that each process samples and replays one after the other
-    split_steps: bool = False  # replay one decision position at a time: the rollout's own batch shape, memory of one step
-    epochs: Positive = 1  # passes over a rollout
-    minibatches: Positive = 1  # optimizer steps of a pass, each on its share of the rows
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8  # gradients below it count for less than Adam's full step
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9  # decay of the averaged weights that are evaluated and saved; 0 = off
-    ema_every: Positive = 1  # optimizer steps between averages
-    behavior: Lag = field(default_factory=Lag)  # which weights sample
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    ratio_tolerance: Annotated[float, Field(gt=0)] = 1e-6  # max |log ratio| of the first replay; more = rollout and replay differ
-    checkpointing_steps: Positive = 20
-    checkpoints_total_limit: Positive = 2
-    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of rows without a reward that stops the run
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Held-out evaluation during training: the proxy against what is never trained on."""
-
-    every: Positive = 20  # iterations between evaluations; the first is the untouched base
-    prompts: Positive = 64  # held-out prompts per evaluation
-    samples: Annotated[int, Field(ge=0)] = 24  # pictures kept of each evaluation
-    fall: Annotated[float, Field(gt=0)] = 3.0  # alarm: held-out mean this many standard errors below the base while the proxy rose
-    sigmas: Annotated[float, Field(gt=0)] = 3.0  # alarm: a guard's mean this many base standard deviations away
-    patience: Positive = 2  # evaluations in a row before an alarm
-    stop: bool = False  # an alarm ends the run
 
 
 @dataclass(frozen=True)
@@ -75,8 +23,10 @@ class Recipe:
 
     policy: Annotated[Component, Kind("policy")]
     algorithm: Annotated[Component, Kind("algorithm")]
-    prompts: Annotated[Component, Kind("prompts")]
-    rewards: dict[str, Annotated[Weighted, Kind("reward")]]
+    prompts: Annotated[Component, Kind("prompts")] | None = None
+    rewards: dict[str, Annotated[Weighted, Kind("reward")]] = field(default_factory=dict)
+    env: Annotated[Component, Kind("env")] | None = None  # where actions are taken: it sets the tasks and gives the rewards
+    acting: Acting = field(default_factory=Acting)  # in env
     held_out: dict[str, Annotated[Weighted, Kind("reward")]] = field(default_factory=dict)  # scored, never trained on
     combine: Literal["normalize_each", "gdpo", "sum"] = "normalize_each"  # several rewards: standardize each in its group first
     train: Train = field(default_factory=Train)
@@ -85,6 +35,12 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.env is not None:
+            if self.prompts or self.rewards or self.held_out:
+                raise ValueError("env: expected no prompts and no rewards beside it, got some: it gives both. Remove them, or env.")
+            return
+        if self.prompts is None:
+            raise ValueError("prompts: expected prompts, or an env for control policies, got neither. Add for example 'prompts: shapes'.")
         if not self.rewards and getattr(self.algorithm.options, "scored", True):
             raise ValueError("rewards: expected at least one reward, got none. Add for example 'rewards: {jpeg_size: 1.0}'.")
 
@@ -97,6 +53,10 @@ class Recipe:
         from studio.core import check_fit
 
         check_fit(self.algorithm.name, self.objective(), self.policy.options.provides, self.policy.name)
+        if self.env is not None:
+            return self._check_env(processes)
+        if self.policy.options.reads == "states":
+            raise ConfigError(f"recipe.env: expected an environment for policy {self.policy.name!r}, got none. Add one: 'env: multigoal'.")
         self._check_plan(processes)
         compares = getattr(self.objective(), "compares", False)
         if self.train.group_size == 1 and compares:
@@ -109,7 +69,7 @@ class Recipe:
                 f"recipe.train.split_steps: expected an algorithm that looks at one decision at a time, got {self.algorithm.name}. "
                 "Set it to false."
             )
-        warnings = [*self.policy.options.check(), *(self.prompts.options.check() if prompts else ())]
+        warnings = [*self.policy.options.check(), *(self.prompts.options.check() if prompts and self.prompts else ())]
         for name, block in {**self.rewards, **self.held_out}.items():
             if block.options.reads != self.policy.options.reads:
                 raise ConfigError(
@@ -127,6 +87,40 @@ class Recipe:
             warnings.append(f"train.groups_per_step is {self.train.groups_per_step}: a noisy gradient; {published}")
         if self.train.group_size < 8:
             warnings.append(f"train.group_size is {self.train.group_size}: noisy advantages; {published}")
+        return warnings
+
+    def _check_env(self, processes: int) -> list[str]:
+        """The same for a recipe whose tasks and rewards come from an environment."""
+        assert self.env is not None
+        acting, train, objective = self.acting, self.train, self.objective()
+        if self.policy.options.reads != "states":
+            raise ConfigError(
+                f"recipe.env: expected a policy that reads states, got {self.policy.name!r}, which makes {self.policy.options.reads}s. "
+                "Use policyflow or gaussian, or remove env."
+            )
+        if objective.compares:
+            raise ConfigError(
+                f"recipe.algorithm: expected one with a critic, got {self.algorithm.name!r}, which compares the samples of a prompt; an "
+                "environment has none. Use ppo or policyflow."
+            )
+        if acting.environments % processes:
+            raise ConfigError(
+                f"recipe.acting.environments: expected a multiple of the {processes} processes, got {acting.environments}. Change one."
+            )
+        count, actions = acting.minibatches(train.minibatches), acting.environments * acting.steps
+        if count > actions or (count > 1 and objective.span != "decision"):
+            raise ConfigError(
+                f"recipe.train.minibatches: expected at most {actions}, the actions of an iteration, and 1 for an algorithm that looks at "
+                f"whole rows, got {count} with {self.algorithm.name!r}. Lower it."
+            )
+        if train.rate.kind == "kl" and "kl" not in self.policy.options.provides:
+            raise NeedsError(f"recipe.train.rate.kind: expected a policy with a KL, got {self.policy.name!r}. Use constant or linear.")
+        warnings = [*self.policy.options.check(), *self.env.options.check()]
+        if acting.environments >= WIDE and actions / count > LARGEST_MINIBATCH:
+            warnings.append(
+                f"acting.environments is {acting.environments} and a minibatch has {actions // count} actions: with more environments "
+                f"keep minibatch and learning rate and take more optimizer steps; set acting.minibatch: {LARGEST_MINIBATCH}"
+            )
         return warnings
 
     def _check_differentiable(self) -> None:
@@ -220,6 +214,18 @@ def describe(name: str, work: str = "train") -> str:
 def plan(recipe: Recipe, processes: int = 1) -> dict[str, Any]:
     """What one iteration does: samples, parts, optimizer steps and network calls."""
     train, calls = recipe.train, recipe.policy.options.forwards()
+    if recipe.env is not None:
+        acting = recipe.acting
+        actions, count = acting.environments * acting.steps, acting.minibatches(train.minibatches)
+        return {
+            "environments": acting.environments,
+            "actions per iteration": actions,
+            "actions in all": actions * train.steps,
+            "actions per optimizer step": actions // count,
+            "optimizer steps per iteration": train.epochs * count,
+            "network calls per action (rollout)": calls["rollout"],
+            "network calls per action (replay, with backward)": calls["replay"] * train.epochs,
+        }
     rows = train.groups_per_step * train.group_size
     memory = getattr(recipe.policy.options, "memory", None)
     needed = memory(recipe, processes) if memory else None

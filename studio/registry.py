@@ -14,6 +14,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "prompts": ("studio.prompts:PROMPTS",),
     "policy": ("flows:POLICIES", "pruning:POLICIES"),
     "criterion": ("pruning:CRITERIA",),
+    "env": ("flows.control:ENVIRONMENTS",),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, fields, replace
 
@@ -14,6 +13,7 @@ from studio.errors import RewardError
 from studio.parts import Parts
 from studio.prompts.repeat import Rows, rank_rows
 from studio.recipe import Recipe
+from studio.replay import cuts, positions
 from studio.scoring import Scorer, join_scores, parts_of, reward_of
 from studio.seeds import row_seed
 from studio.types import Evaluation, Prompts, Rollout, Scores
@@ -30,6 +30,8 @@ class Batch:
 
 def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:
     """This rank's rollout, scored while the next part is sampled; the reference's opinion when the objective needs it."""
+    if parts.env is not None:
+        return act(parts, processes, step)
     began = time.monotonic()
     settings = recipe.train
     rows, seeds = draw_rows(recipe, parts, processes, step)
@@ -56,8 +58,21 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     return with_rewards(recipe, parts, processes, rollout, ranks, rows.start), timing
 
 
+def act(parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:
+    """A stretch of every environment of this rank, with the rewards that came of it."""
+    began = time.monotonic()
+    assert parts.env is not None
+    with processes.autocast():
+        rollout = parts.env.stretch(parts.policy, step)
+    whole = {name: processes.gather(getattr(rollout, name)) for name in ("reward", "after", "ends")}
+    everyone = replace(_everyone(rollout, processes), **whole, parts={k: processes.gather(v) for k, v in rollout.parts.items()})
+    rows = len(rollout.mask)
+    return Batch(rollout, everyone, slice(processes.rank * rows, (processes.rank + 1) * rows)), {"time/sample": time.monotonic() - began}
+
+
 def draw_rows(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Rows, list[int]]:
     """This rank's rows of the iteration's batch, and the seed of each."""
+    assert parts.prompts is not None
     prompts = parts.prompts.next(recipe.train.groups_per_step)
     rows = rank_rows(prompts, recipe.train.group_size, processes.rank, processes.world)
     return rows, [row_seed(recipe.seed, f"{step}/{group}", k) for group, k in zip(rows.group, rows.replica, strict=True)]
@@ -74,7 +89,7 @@ def with_rewards(
     whole = parts.rewards.compared(whole, everyone.group)
     reward, present = reward_of(whole, parts.rewards.weights, everyone, how, recipe.train.max_failures)
     everyone = replace(everyone, reward=reward.to(device), present=present.to(device), parts=parts_of(whole))
-    mine = slice(start, start + len(rollout.prompts))
+    mine = slice(start, start + len(rollout.mask))
     scored = everyone.at(mine)
     rollout = replace(rollout, reward=scored.reward, present=scored.present, parts=scored.parts)
     return Batch(rollout, everyone, mine)
@@ -118,17 +133,6 @@ def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
         light(old),
         ref=None if ref is None else light(ref),
     )
-
-
-def cuts(rollout: Rollout, pieces: int) -> list[slice]:
-    """The rows in at most so many parts of equal size; the last may be smaller."""
-    size = math.ceil(len(rollout.prompts) / pieces)
-    return [slice(at, at + size) for at in range(0, len(rollout.prompts), size)]
-
-
-def positions(rollout: Rollout, split: bool) -> list[slice]:
-    """The decisions of a row all together, or one position after the other."""
-    return [slice(t, t + 1) for t in range(rollout.mask.shape[1])] if split else [slice(None)]
 
 
 def _join(said: list[Evaluation], dim: int = 0) -> Evaluation:

@@ -19,7 +19,7 @@ from studio.registry import load
 from studio.run import Run
 from studio.signals import StopOnSignal
 from studio.state import WEIGHTS, load_state, remember, save_state
-from studio.watch import evaluate, records, watch_metrics
+from studio.watch import look
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -31,10 +31,13 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     """
     processes = Processes(mixed_precision=recipe.train.mixed_precision, report_to=recipe.report_to, folder=str(run.folder / "logs"))
     _seed_everything(recipe.seed)
-    parts = build_parts(recipe, processes.shard) if processes.sharded else build_parts(recipe)
-    model, parts.optimizer = processes.prepare(parts.policy.model, parts.optimizer)  # type: ignore[attr-defined]
+    parts = build_parts(recipe, processes.shard, processes.rank, processes.world)
+    model, optimizer = processes.prepare(parts.policy.model, parts.optimizer, wrap=parts.env is None)  # type: ignore[attr-defined]
+    parts.optimizer = parts.rate.optimizer = optimizer
     if model is not parts.policy.model:  # type: ignore[attr-defined]
         parts.policy.backbone.training_network = model  # type: ignore[attr-defined]
+    if parts.env is not None:
+        parts.env.together = parts.policy.together = processes.sum  # type: ignore[attr-defined]
     start = _resume(run, parts, processes)
     iterate = load(parts.objective.iteration)  # likelihoods, gradients through the sampler, or gates: the objective says
     stop = StopOnSignal()
@@ -50,7 +53,8 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             began = time.monotonic()
             undo = remember(parts.sampled_from())
             batch, values = iterate(recipe, parts, processes, step, model)
-            parts.prompts.update(batch.everyone)
+            if parts.prompts is not None:
+                parts.prompts.update(batch.everyone)
             parts.objective.update(batch.everyone)
             values |= {"time/step": time.monotonic() - began}
             done, undo = step + 1, remember({})
@@ -78,6 +82,8 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     finally:
         parts.rewards.close()
         parts.held_out.close()
+        if parts.env is not None:
+            parts.env.close()
         stop.restore()
     processes.wait()
     if processes.main and (final or state != "finished"):
@@ -93,7 +99,7 @@ def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Process
     Rank 0 works, the others wait; with shards all take part in every forward.
     """
     stop, failure = False, None
-    if len(parts.test) and (processes.main or processes.sharded):
+    if (len(parts.test) or parts.env) and (processes.main or processes.sharded):
         try:
             stop = _evaluate(step, recipe, run, parts, write=processes.main)
         except RewardError as error:
@@ -107,20 +113,21 @@ def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Process
 def _evaluate(step: int, recipe: Recipe, run: Run, parts: Parts, *, write: bool) -> bool:
     """Evaluate, log, keep pictures, raise alarms -> whether one of them stops the run."""
     with parts.average.applied():
-        seen = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed)
+        seen = look(step, recipe, parts)
     if not write:
         return False
-    run.log(step, watch_metrics(seen))
-    if recipe.watch.samples:
-        run.save_samples(step, seen.images[: recipe.watch.samples].cpu(), records(step, seen, recipe.watch.samples))
-    alarms = parts.alarm.look(seen, list(recipe.rewards))
-    for message in alarms:
+    run.log(step, seen.metrics)
+    if seen.records:
+        run.save_samples(step, seen.images, seen.records)
+    for message in seen.alarms:
         run.event("alarm", step=step, message=message)
-    return bool(alarms) and recipe.watch.stop
+    return bool(seen.alarms) and recipe.watch.stop
 
 
 def _checkpoint(run: Run, parts: Parts, processes: Processes, step: int, recipe: Recipe) -> None:
     """Rank 0 writes; with shards every rank writes its share into rank 0's folder, which all must see."""
+    if parts.env is not None:
+        parts.env.gather(processes.gather_objects)
     if processes.main or processes.sharded:
         whole = run.checkpoint(step, keep=recipe.train.checkpoints_total_limit) if processes.main else nullcontext()
         with whole as own:

@@ -50,6 +50,8 @@ class Evaluation:
     target: Tensor | None = None  # [B, T, *E] the velocity that leads to the recorded sample, noise - sample
     sigma: Tensor | None = None  # [B, T] noise level of the recorded points, 1 = noise
     value: Tensor | None = None  # [B, T] critic
+    kl: Tensor | None = None  # [B, T] KL(old || this) of the decision's distribution, where it has a closed form
+    residual: Tensor | None = None  # [B, T, *E] how far the velocity is from that of spreading particles (PolicyFlow)
 
     def at(self, rows, steps=EVERY) -> Evaluation:
         return Evaluation(**{f.name: _cut(getattr(self, f.name), rows, steps) for f in fields(self)})
@@ -59,7 +61,7 @@ class Evaluation:
 class Rollout:
     """Samples of one iteration with everything needed to score and replay them."""
 
-    prompts: Prompts  # [B], one per row
+    prompts: Prompts  # [B], one per row; none where an environment sets the tasks
     samples: list[str] | Tensor | None  # texts, or images [B, C, H, W] float32 in [0, 1], or states [B, T, D]
     trace: Trace | None  # what evaluate() needs: latents, tokens, actions
     mask: Tensor  # [B, T] bool, True = this decision trains
@@ -68,13 +70,15 @@ class Rollout:
     engine: Tensor | None = None  # [B, T] logp of a separate sampling engine, when it differs from old
     ref: Evaluation | None = None  # under the frozen reference, if the objective needs it
     reward: Tensor | None = None  # [B] or [B, T]; 0 where not present
+    after: Tensor | None = None  # [B, T] old value of the state a decision led to, 0 where the task ended; None = the next decision's
+    ends: Tensor | None = None  # [B, T] bool, the next decision of the row belongs to another episode
     present: Tensor | None = None  # [B] bool, False = the reward is missing; None = all present
     parts: Mapping[str, Tensor] = field(default_factory=dict)  # named reward parts [B]; NaN where missing
     seeds: Sequence[int] = ()  # [B] the seed of each row's noise
 
     def at(self, rows, steps=EVERY) -> Rollout:
         """Rows and decisions of this rollout; all slicing goes through here."""
-        pick = range(len(self.prompts))[rows] if isinstance(rows, slice) else rows
+        pick = range(len(self.mask))[rows] if isinstance(rows, slice) else rows
         samples = self.samples
         if isinstance(samples, list):
             samples = [samples[int(i)] for i in pick]
@@ -85,11 +89,13 @@ class Rollout:
             reward = reward[rows] if reward.ndim == 1 else reward[rows][:, steps]
         return replace(
             self,
-            prompts=self.prompts.take(pick),
+            prompts=self.prompts.take(pick) if len(self.prompts) else self.prompts,
             samples=samples,
             trace=None if self.trace is None else self.trace.at(rows, steps),
             mask=self.mask[rows][:, steps],
             group=self.group[rows],
+            after=_cut(self.after, rows, steps),
+            ends=_cut(self.ends, rows, steps),
             old=self.old.at(rows, steps),
             engine=_cut(self.engine, rows, steps),
             ref=None if self.ref is None else self.ref.at(rows, steps),

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from studio.core import assign_credit, metrics, policy_loss, total
 from studio.core.masked import group_stats
-from studio.core.stats import LARGEST
+from studio.core.stats import LARGEST, MOVED
 from studio.dist import Processes
 from studio.errors import DivergedError
 from studio.parts import Parts
+from studio.protocols import Monitored
 from studio.recipe import Recipe
-from studio.rollout import Batch, cuts, positions, sample
+from studio.replay import Separable, apart, in_order, part, shuffled
+from studio.rollout import Batch, sample
+from studio.seeds import row_seed
 from studio.shapes import expect
 from studio.stepwise import placed, step_metrics, step_sums, watch_gradient
 from studio.types import Rollout
@@ -24,53 +27,58 @@ from studio.types import Rollout
 def iterate(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: Any) -> tuple[Batch, dict[str, float]]:
     """One iteration by likelihoods: sample and score, then update -> (the rows with their rewards, metrics)."""
     batch, timing = sample(recipe, parts, processes, step)
-    return batch, update(recipe, parts, processes, batch, model, first=step == 0) | timing
+    return batch, update(recipe, parts, processes, batch, model, step) | timing
 
 
-def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, *, first: bool) -> dict[str, float]:
+def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, step: int) -> dict[str, float]:
     """`epochs` passes over a rollout, one optimizer step per minibatch -> metrics of the last pass."""
     rollout, everyone, mine = batch.rollout, batch.everyone, batch.mine
     credit = assign_credit(parts.objective, everyone).at(mine)  # type: ignore[arg-type]
-    sums: list[dict[str, Tensor]] = []
+    loose = isinstance(rollout.trace, Separable)
+    if loose:
+        rollout, credit = apart(rollout, credit)
+    parts.rate.start(step)
+    told: dict[str, float] = {}
     by_step: list[dict[str, Tensor]] = []
-    norm, minibatches = 0.0, recipe.train.minibatches
+    norm, minibatches = 0.0, recipe.acting.minibatches(recipe.train.minibatches) if loose else recipe.train.minibatches
     for epoch in range(recipe.train.epochs):
         sums, by_step = [], []
-        for number, pieces in enumerate(minibatches_of(rollout, recipe, parts.objective.span)):
+        if loose:
+            order = shuffled(
+                len(rollout.mask), minibatches, row_seed(recipe.seed, f"order/{step}", epoch), processes.rank, processes.world
+            )
+            parts.policy.visit(step, epoch)  # type: ignore[attr-defined]
+        else:
+            order = in_order(rollout, recipe, parts.objective.span)
+        for number, pieces in enumerate(order):
             done: list[dict[str, Tensor]] = []
-            for index, (rows, steps) in enumerate(pieces):
-                chunk, share, last = rollout.at(rows, steps), credit.at(rows, steps), index == len(pieces) - 1
+            for index, piece in enumerate(pieces):
+                (chunk, share), last = part(rollout, credit, piece), index == len(pieces) - 1
                 with processes.synchronized(model, last), processes.autocast():
                     new = parts.policy.evaluate(chunk)
-                    watch_gradient(new)
+                    if not loose:
+                        watch_gradient(new)
                     loss, stats = policy_loss(parts.objective, new, chunk, share)
                 # weights add up over the whole rollout: a minibatch of an m-th of it takes a step of full length
                 processes.backward(loss * minibatches, last=last, model=model)
                 done.append(stats)
-                by_step.append(placed(step_sums(parts.objective, new, chunk, share), steps, rollout.mask.shape[1]))
-            reduced = _reduce(total(done), processes)
-            if first and epoch == number == 0:
-                _check_first_replay(reduced[LARGEST].item(), recipe.train.ratio_tolerance)
-            norm = optimize(recipe, parts, reduced["loss/total"].item())
+                if not loose:
+                    by_step.append(placed(step_sums(parts.objective, new, chunk, share), piece[1], rollout.mask.shape[1]))
+            whole = total(done)
+            if step == epoch == number == 0:
+                _check_first_replay(processes.largest(whole[LARGEST]).item(), recipe.train.ratio_tolerance)
+            norm = optimize(recipe, parts, processes.sum(whole["loss/total"]).item())
             sums += done
+        told = {name: float(value) for name, value in metrics(_reduce(total(sums), processes)).items()}
+        parts.rate.moved(told.get(MOVED))
     parts.behavior.step()
     steps = {name: processes.sum(value) for name, value in total(by_step).items()}
     if "gradient" in steps:  # of the loss as it was differentiated
         steps["gradient"] = steps["gradient"] / (processes.world * minibatches) ** 2
-    values = {name: float(value) for name, value in metrics(_reduce(total(sums), processes)).items()}
-    return reward_metrics(everyone) | values | {"loss/grad_norm": norm} | step_metrics(steps)
-
-
-def minibatches_of(rollout: Rollout, recipe: Recipe, span: str) -> list[list[tuple[slice, slice]]]:
-    """The rows of each optimizer step, in the parts that are replayed one after the other; a group stays together where it can."""
-    train = recipe.train
-    pieces = max(1, train.gradient_accumulation_steps // train.minibatches) if span != "batch" else 1
-    found = []
-    for whole in cuts(rollout, train.minibatches):
-        inner = cuts(rollout.at(whole), pieces)
-        rows = [slice(whole.start + part.start, min(whole.start + part.stop, whole.stop)) for part in inner]
-        found.append([(part, steps) for part in rows for steps in positions(rollout, train.split_steps)])
-    return found
+    told |= {"loss/grad_norm": norm, "loss/learning_rate": parts.rate.now}
+    if isinstance(parts.policy, Monitored):
+        told |= parts.policy.monitor(rollout, credit, step)
+    return reward_metrics(everyone) | told | (step_metrics(steps) if steps else {})
 
 
 def optimize(recipe: Recipe, parts: Parts, loss: float) -> float:
@@ -84,7 +92,13 @@ def optimize(recipe: Recipe, parts: Parts, loss: float) -> float:
 
 
 def reward_metrics(everyone: Rollout) -> dict[str, float]:
-    """Mean over present rows, mean spread within groups, the share of groups without any spread, and every part."""
+    """Mean over present rows, mean spread within groups, the share of groups without any spread, and every part.
+
+    Of a reward per decision [B, T] only the mean over decisions.
+    """
+    parts = {f"reward/{name}": part.nanmean().item() for name, part in everyone.parts.items() if not part.isnan().all()}
+    if everyone.reward is not None and everyone.reward.ndim == 2:
+        return {"reward/mean": everyone.reward[everyone.mask].mean().item(), **parts}
     reward = expect(everyone.reward, "B", name="reward_metrics: reward")
     present = torch.ones_like(reward, dtype=torch.bool) if everyone.present is None else everyone.present
     stats = group_stats(reward, everyone.group, present)
@@ -94,7 +108,7 @@ def reward_metrics(everyone: Rollout) -> dict[str, float]:
         "reward/group_std": spread.mean().item(),
         "reward/flat_groups": (spread == 0).float().mean().item(),
         "reward/missing": 1 - present.float().mean().item(),
-        **{f"reward/{name}": part.nanmean().item() for name, part in everyone.parts.items()},
+        **parts,
     }
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from studio.prompts.select import repetition
 from studio.protocols import Policy
-from studio.recipe import Watch
+from studio.settings import Watch
 from studio.scoring import Scorer, guard_stats, parts_of
 from studio.seeds import row_seed
 from studio.types import Prompts
+
+if TYPE_CHECKING:
+    from studio.parts import Parts
+    from studio.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,24 @@ class Evaluated:
 
     def guard_means(self) -> dict[str, float]:
         return {name: _mean(part) for name, part in self.guards.items()}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an evaluation leaves in the run folder."""
+
+    metrics: dict[str, float]
+    images: Tensor  # [n, C, H, W] on the CPU, the pictures that are kept
+    records: list[dict[str, Any]]  # one for each of them
+    alarms: list[str] = field(default_factory=list)
+
+
+def look(step: int, recipe: Recipe, parts: Parts) -> Seen:
+    """Evaluate the policy as it stands: on held-out prompts, or in environments of its own."""
+    if parts.env is not None:
+        return parts.env.look(parts.policy, step, recipe.watch.episodes, recipe.seed)
+    seen, count = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed), recipe.watch.samples
+    return Seen(watch_metrics(seen), seen.images[:count].cpu(), records(step, seen, count), parts.alarm.look(seen, list(recipe.rewards)))
 
 
 def evaluate(policy: Policy, prompts: Prompts, rewards: Scorer, held_out: Scorer, seed: int) -> Evaluated:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from studio.recipe import Watch
+from studio.settings import Watch
 from studio.types import Prompts
 from studio.watch import Alarm, Evaluated, evaluate, records
 

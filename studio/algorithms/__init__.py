@@ -19,5 +19,6 @@ ALGORITHMS: dict[str, str] = {
     "grpo_guard": "flows.guard:GRPOGuard",
     "mix_grpo": "flows.mix_grpo:MixGRPO",
     "nft": "flows.nft:DiffusionNFT",
+    "policyflow": "flows.policyflow:PolicyFlow",
     "refl": "flows.backprop:ReFL",
 }

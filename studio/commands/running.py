@@ -93,13 +93,16 @@ def check(ctx: typer.Context, recipe: RecipeName, processes: Many = 1, as_json: 
         told(overview(pruned) | needed(pruned), pruned.check(prompts=False) + prompt_warnings(pruned.prompts.options), as_json)
         return
     parsed, _ = load_recipe(recipe, ctx.args)
-    warnings = parsed.check(processes, prompts=False) + prompt_warnings(parsed.prompts.options)
+    warnings = parsed.check(processes, prompts=False) + (prompt_warnings(parsed.prompts.options) if parsed.prompts else [])
     facts = plan(parsed, processes) | {
         f"{parsed.algorithm.name} needs": ", ".join(sorted(parsed.objective().needs)) or "nothing",
         f"{parsed.policy.name} provides": ", ".join(sorted(parsed.policy.options.provides)),
-        "rewards": ", ".join(f"{name} × {block.weight:g}" for name, block in parsed.rewards.items()),
-        "held out": ", ".join(parsed.held_out) or "none",
     }
+    if parsed.env is not None:
+        facts["environment"] = parsed.env.name
+    else:
+        facts["rewards"] = ", ".join(f"{name} × {block.weight:g}" for name, block in parsed.rewards.items())
+        facts["held out"] = ", ".join(parsed.held_out) or "none"
     told(facts, warnings, as_json)
 
 

@@ -96,8 +96,9 @@ class GAE:
     """Generalized advantage estimate against the critic that was recorded while sampling.
 
     δ_t = r_t + γ·V_{t+1} - V_t,  A_t = δ_t + γ·λ·A_{t+1},  target_t = A_t + V_t -> [B, T]
-    arXiv:1506.02438.  A row ends after its last live decision with value 0: where an episode was cut short, the policy
-    adds γ·V of the state it was cut at to the last reward. Dead decisions inside a row are skipped.
+    arXiv:1506.02438.  V_{t+1} is `rollout.after` where the policy recorded it: the value of the state that was reached, also
+    where a time limit cut the episode, and 0 where the task ended; `rollout.ends` stops the trace. Without it a row ends
+    after its last live decision with value 0. Dead decisions inside a row are skipped.
     """
 
     gamma: float = 0.99  # discount per decision
@@ -119,16 +120,30 @@ class GAE:
 
     def _raw(self, rollout: Rollout) -> Tensor:
         reward = decision_reward(rollout, "GAE", kl=self.kl)
-        return generalized_advantage(reward, _value(rollout), rollout.mask, self.gamma, self.lam)
+        after = None if rollout.after is None else rollout.after.double()
+        return generalized_advantage(reward, _value(rollout), rollout.mask, self.gamma, self.lam, after, rollout.ends)
 
 
-def generalized_advantage(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """A_t = r_t + γ·V_{t+1} - V_t + γ·λ·A_{t+1}, over live decisions only.  reward, value, mask [B, T] -> [B, T]."""
+def generalized_advantage(
+    reward: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    gamma: float,
+    lam: float,
+    after: Tensor | None = None,
+    ends: Tensor | None = None,
+) -> Tensor:
+    """A_t = r_t + γ·V_{t+1} - V_t + γ·λ·(1 - ends_t)·A_{t+1}, over live decisions only.  All [B, T] -> [B, T].
+
+    V_{t+1} = after_t where it is given, else the value of the next live decision.
+    """
     advantage = torch.zeros_like(value)
     later, value_later = torch.zeros_like(value[:, 0]), torch.zeros_like(value[:, 0])
     for t in reversed(range(value.shape[1])):
         live = mask[:, t]
-        now = reward[:, t] + gamma * value_later - value[:, t] + gamma * lam * later
+        reached = value_later if after is None else after[:, t]
+        trace = later if ends is None else later.masked_fill(ends[:, t], 0.0)
+        now = reward[:, t] + gamma * reached - value[:, t] + gamma * lam * trace
         later, value_later = torch.where(live, now, later), torch.where(live, value[:, t], value_later)
         advantage[:, t] = torch.where(live, now, 0.0)
     return advantage

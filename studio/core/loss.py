@@ -12,7 +12,7 @@ from torch import Tensor
 from studio.core.declare import Span, needs_of, span_of, widest
 from studio.core.ratio import decision_ratio
 from studio.core.regularizer import LIMIT
-from studio.core.stats import ratio_sums
+from studio.core.stats import MOVED, ratio_sums
 from studio.core.surrogate import Clip, Clipping, Observing
 from studio.core.weighting import by_sample
 from studio.errors import ConfigError, NeedsError, RunError
@@ -41,7 +41,6 @@ class Objective:
     regularizers: tuple[tuple[float, Regularizer], ...] = ()
     critic: Critic | None = None
     iteration: ClassVar[str] = "studio.update:iterate"
-    compares: ClassVar[bool] = True  # the samples of a prompt, so that a group needs two
 
     def __post_init__(self) -> None:
         if self.critic is not None and not isinstance(self.advantage, Targeting):
@@ -53,6 +52,11 @@ class Objective:
     def needs(self) -> frozenset[str]:
         """Evaluation fields, and "ref", that some slot reads; must be within what the policy provides."""
         return frozenset().union(*(needs_of(slot) for slot in self.slots().values()))
+
+    @property
+    def compares(self) -> bool:
+        """Whether samples of a prompt are compared, so that a group needs two; a critic needs no comparison."""
+        return self.critic is None
 
     @property
     def span(self) -> Span:
@@ -148,6 +152,8 @@ def policy_loss(objective: Objective, new: Evaluation, rollout: Rollout, credit:
     loss = (credit.weight * (penalty - gain)).sum()
     clipped = surrogate.clipped(log_ratio, credit.advantage) if isinstance(surrogate, Clipping) else None
     stats = ratio_sums(log_ratio.detach(), credit.weight, clipped)
+    if new.kl is not None:
+        stats[MOVED] = (credit.weight * new.kl.detach()).sum()
     stats |= {"loss/total": loss.detach(), "loss/surrogate": (credit.weight * gain.detach()).sum()}
     stats |= {f"loss/{name}": (credit.weight * cost.detach()).sum() for name, _, cost in costs}
     return loss, stats

@@ -14,6 +14,7 @@ from studio.core.surrogate import Clipped
 
 WEIGHT = "weight"  # the share of the global batch behind the sums
 LARGEST = "ratio/largest"  # the one entry that is combined by maximum
+MOVED = "kl/moved"  # KL(old || new) in closed form, where the policy knows it
 
 
 @torch.no_grad()

@@ -1,0 +1,112 @@
+"""The `policy` blocks of control recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from flows.control.environment import Space
+    from flows.control.gaussian import GaussianPolicy
+    from flows.control.policyflow import FlowPolicy
+
+Activation = Literal["tanh", "elu", "mish", "silu", "relu"]
+Positive = Annotated[int, Field(ge=1)]
+Path = Literal["rectified", "trigflow", "interpolant"]
+Kind = Literal["one_time", "grid_mean", "exact"]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How the shift of an action's center is estimated when it is asked about again.
+
+    one_time: the change of velocity at one random time of the path, new at every visit (published) · grid_mean: its mean over
+    `draws` stratified times · exact: both flows integrated again, with gradient through the new one, on `exact_steps` steps.
+    """
+
+    kind: Kind = "one_time"
+    path: Path = "rectified"
+    grid: bool = True  # times among the solver's 2K + 1; false = continuous
+    draws: Annotated[int, Field(ge=1)] = 4
+    exact_steps: Annotated[int, Field(ge=1)] = 4
+    gain: bool = False  # multiply the shift by the gain that the fidelity monitor measured last
+
+
+@dataclass(frozen=True)
+class Net:
+    """Actor and critic: perceptrons of the same hidden layers."""
+
+    hidden: tuple[int, ...] = (128, 128)
+    activation: Activation = "mish"
+    critic: tuple[int, ...] | None = None  # hidden layers of the critic, when they differ
+    log_std: float = 0.0  # logarithm of the exploration noise's deviation at the start
+
+
+@dataclass(frozen=True)
+class PolicyFlow:
+    """A flow turns noise into the center of a Gaussian whose draws are the actions (PolicyFlow, arXiv:2602.01156)."""
+
+    net: Net = field(default_factory=Net)
+    embedding: Annotated[int, Field(ge=8, multiple_of=8)] = 32  # width of the time and observation features
+    steps: Positive = 10  # of the midpoint solver, two network calls each; the paper says 12, its code 10
+    last: Annotated[float, Field(ge=0)] = 0.0  # size of the last layer at the start; the released code has 0.01
+    z: bool = True  # false = a Gaussian policy with the flow's center, z = 0
+    likelihood: Likelihood = field(default_factory=Likelihood)
+    fidelity: Annotated[int, Field(ge=0)] = 20  # iterations between comparisons of the ratio with the exact one; 0 = never
+
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"logp", "entropy", "mean", "std", "noise", "velocity", "residual", "value", "kl"}
+    )
+    reads: ClassVar[str] = "states"
+
+    def check(self) -> list[str]:
+        return []
+
+    def forwards(self) -> dict[str, float]:
+        """Network calls per action: while acting, and of one replay (new and old velocity)."""
+        draws = {"one_time": 2, "grid_mean": 2 * self.likelihood.draws, "exact": 2 + 4 * self.likelihood.exact_steps}
+        return {"rollout": 2 * self.steps, "replay": draws[self.likelihood.kind]}
+
+    def build(self, seed: int, space: Space) -> FlowPolicy:
+        import torch
+
+        from flows.control.networks import ActorCritic, VelocityNet, perceptron
+        from flows.control.policyflow import FlowPolicy
+
+        net, n, d = self.net, space.observation, space.action
+        actor = VelocityNet(n, d, net.hidden, self.embedding, net.activation, self.last)
+        critic = perceptron((n, *(net.critic or net.hidden), 1), net.activation, start="xavier", last=0.01)
+        model = ActorCritic(actor, critic, torch.full((d,), net.log_std))
+        return FlowPolicy(model, space, self.steps, self.likelihood, seed, self.z, self.fidelity)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A Gaussian policy as in the reference implementations of PPO: its mean depends on the state, its deviation does not."""
+
+    net: Net = field(default_factory=lambda: Net((64, 64), "tanh"))
+    start: Literal["orthogonal", "xavier"] = "orthogonal"
+
+    provides: ClassVar[frozenset[str]] = frozenset({"logp", "entropy", "mean", "std", "noise", "value", "kl"})
+    reads: ClassVar[str] = "states"
+
+    def check(self) -> list[str]:
+        return []
+
+    def forwards(self) -> dict[str, float]:
+        """Network calls per action."""
+        return {"rollout": 1, "replay": 1}
+
+    def build(self, seed: int, space: Space) -> GaussianPolicy:
+        import torch
+
+        from flows.control.gaussian import GaussianPolicy
+        from flows.control.networks import ActorCritic, perceptron
+
+        net, n, d = self.net, space.observation, space.action
+        actor = perceptron((n, *net.hidden, d), net.activation, start=self.start, last=0.01)
+        last = 1.0 if self.start == "orthogonal" else 0.01
+        critic = perceptron((n, *(net.critic or net.hidden), 1), net.activation, start=self.start, last=last)
+        return GaussianPolicy(ActorCritic(actor, critic, torch.full((d,), net.log_std)), space, seed)
