@@ -121,7 +121,7 @@ def iterate(recipe: Recipe, parts: Parts, processes: Processes, turn: int) -> di
     batch, timing = sample(recipe, parts, processes, turn)
     synchronize()
     middle = time.perf_counter()
-    update(recipe, parts, processes, batch, parts.policy.model, first=False)  # type: ignore[attr-defined]
+    update(recipe, parts, processes, batch, parts.policy.model, step=1)  # type: ignore[attr-defined]
     synchronize()
     score = timing["time/reward_wait"]
     return {"sample": middle - began - score, "score": score, "update": time.perf_counter() - middle}

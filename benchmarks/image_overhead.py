@@ -66,7 +66,7 @@ def main() -> None:
 def iterate(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> None:
     """One whole iteration, as the loop runs it."""
     rollout, _ = sample(recipe, parts, processes, step)
-    update(recipe, parts, processes, rollout, parts.policy.model, first=False)  # type: ignore[attr-defined]
+    update(recipe, parts, processes, rollout, parts.policy.model, step=1)  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

@@ -5,4 +5,7 @@ POLICIES = {
     "match": "flows.recipe:Match",
     "gaussian": "flows.control.recipe:Gaussian",
     "policyflow": "flows.control.recipe:PolicyFlow",
+    "fpo": "flows.control.baselines:FPO",
+    "dppo": "flows.control.baselines:DPPO",
+    "reinflow": "flows.control.baselines:ReinFlow",
 }

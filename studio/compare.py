@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from studio.recipe import trained
+from studio.parts import build_parts
+from studio.recipe import Recipe, trained
 from studio.run import RunView
 from studio.scoring import Scorer
 from studio.state import final_weights
@@ -20,6 +21,9 @@ def compare(folder: Path, prompts: int = 256, report: Callable[[str], None] = la
     view = RunView.open(folder)
     recipe = trained(view.recipe, view.name)
     weights = final_weights(folder)
+    if recipe.env is not None:
+        return _episodes(recipe, weights, prompts, report)
+    assert recipe.prompts is not None
     policy = recipe.policy.options.build(recipe.seed)
     test = recipe.prompts.options.held_out(prompts)
     rewards, held_out = Scorer(recipe.rewards), Scorer(recipe.held_out)
@@ -41,6 +45,22 @@ def compare(folder: Path, prompts: int = 256, report: Callable[[str], None] = la
     }
 
 
+def _episodes(recipe: Recipe, weights: Path, episodes: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """The same of a control policy over whole episodes, in every way that it can act."""
+    parts = build_parts(recipe)
+    assert parts.env is not None
+    sides = []
+    for name in ("before", "after"):
+        if name == "after":
+            parts.policy.load(weights)  # type: ignore[attr-defined]
+            parts.env.load(weights)
+        report(f"playing {episodes} episodes with the {'base' if name == 'before' else 'trained'} weights, same seeds")
+        sides.append(parts.env.measure(parts.policy, episodes, EVALUATION_SEED))
+    parts.env.close()
+    before, after = ({**numbers, "guards": {}} for numbers in sides)
+    return {"episodes": episodes, "step": int(weights.parent.name), "before": before, "after": after, "guard_sigmas": {}}
+
+
 def side(seen: Evaluated) -> dict[str, Any]:
     return {**seen.means(), "guards": seen.guard_means()}
 
@@ -49,7 +69,8 @@ def table(summary: dict[str, Any]):
     """The summary as a rich table: before, after, change; guards in base standard deviations."""
     from rich.table import Table
 
-    grid = Table(title=f"{summary['prompts']} held-out prompts, same seeds")
+    count = f"{summary['prompts']} held-out prompts" if "prompts" in summary else f"{summary['episodes']} episodes"
+    grid = Table(title=f"{count}, same seeds")
     for column in ("", "before", "after", "change"):
         grid.add_column(column, justify="left" if not column else "right")
     before, after = summary["before"], summary["after"]

@@ -135,6 +135,8 @@ def _checkpoint(run: Run, parts: Parts, processes: Processes, step: int, recipe:
             save_state(folder, parts.policy, parts.stateful(), rank=processes.rank)
             with parts.average.applied():
                 parts.policy.save(folder / WEIGHTS, **({"write": processes.main} if processes.sharded else {}))
+            if parts.env is not None:
+                parts.env.save(folder / WEIGHTS)
             if processes.sharded:
                 processes.wait()
     processes.wait()

@@ -37,6 +37,7 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
     loose = isinstance(rollout.trace, Separable)
     if loose:
         rollout, credit = apart(rollout, credit)
+    alive = loose and bool((credit.weight > 0).all()) and processes.world == 1  # an empty part of a process is dead
     parts.rate.start(step)
     told: dict[str, float] = {}
     by_step: list[dict[str, Tensor]] = []
@@ -58,7 +59,7 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
                     new = parts.policy.evaluate(chunk)
                     if not loose:
                         watch_gradient(new)
-                    loss, stats = policy_loss(parts.objective, new, chunk, share)
+                    loss, stats = policy_loss(parts.objective, new, chunk, share, alive=alive)
                 # weights add up over the whole rollout: a minibatch of an m-th of it takes a step of full length
                 processes.backward(loss * minibatches, last=last, model=model)
                 done.append(stats)

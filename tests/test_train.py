@@ -287,7 +287,7 @@ def test_minibatches_are_steps_of_full_length_on_their_share(tmp_path):
     parts, processes = loop.build_parts(recipe), Processes()
     batch, _ = sample(recipe, parts, processes, 0)
     start = [p.detach().clone() for p in parts.policy.trainable()]
-    values = updating.update(recipe, parts, processes, batch, parts.policy.model, first=True)
+    values = updating.update(recipe, parts, processes, batch, parts.policy.model, step=0)
     moved = [p.detach().clone() for p in parts.policy.trainable()]
 
     other = loop.build_parts(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from flows.control.environment import Environments, Step
 from flows.control.normalize import Normalizer
 from studio.settings import Acting
 from studio.types import Evaluation, Prompts, Rollout
+
+SCALE = "observations.safetensors"
 
 
 class Arena:
@@ -98,6 +101,24 @@ class Arena:
         from flows.control.look import look
 
         return look(self, policy, step, episodes, seed)
+
+    def measure(self, policy: Any, episodes: int, seed: int) -> dict[str, float]:
+        """Figures of whole episodes: as trained, and as `noiseless.*` and `deterministic.*`."""
+        from flows.control.look import measure
+
+        return measure(self, policy, episodes, seed)
+
+    def save(self, folder: Path) -> None:
+        """The scale of observations, which belongs to the weights; safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(self.normalizer.observations.state_dict(), folder / SCALE)
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote beside the weights."""
+        from safetensors.torch import load_file
+
+        self.normalizer.observations.load_state_dict(load_file(folder / SCALE))
 
     def gather(self, collect: Callable[[Any], list[Any]]) -> None:
         """States of all copies, of all processes: the main one writes the checkpoint."""

@@ -68,7 +68,8 @@ class FlowPolicy:
         """Noise for `rows` copies, [steps, rows, d] by name: z and ε, the same for any number of processes."""
         own = torch.Generator().manual_seed(row_seed(self.seed, f"act/{step}", 0))
         shape = (steps, rows, self.space.action)
-        self._actions = steps * rows
+        if step >= 0:  # of an iteration and not of an evaluation
+            self._actions = steps * rows
         return {"z": torch.randn(shape, generator=own), "noise": torch.randn(shape, generator=own)}
 
     def act(self, observation: Tensor, draw: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -90,6 +91,12 @@ class FlowPolicy:
         view = actor.observe(observation)
         times = actor.time(torch.arange(2 * steps + 1, device=z.device) / (2 * steps))
         return midpoint(lambda x, tau: actor(x, times[round(tau * 2 * steps)].expand_as(view), view), z, steps)
+
+    def field(self, observation: Tensor, x: Tensor, tau: float) -> Tensor:
+        """u(x, τ; s) at points x [M, d] for one state [1, n]."""
+        actor = self.model.actor
+        time = actor.time(torch.tensor([tau]))  # type: ignore[operator]
+        return actor(x, time.expand(len(x), -1), actor.observe(observation).expand(len(x), -1))  # type: ignore[operator]
 
     def value(self, observation: Tensor) -> Tensor:
         return self.model.critic(observation)[..., 0]

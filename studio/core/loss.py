@@ -125,21 +125,25 @@ def assign_credit(objective: Objective, rollout: Rollout) -> Credit:
     )
 
 
-def policy_loss(objective: Objective, new: Evaluation, rollout: Rollout, credit: Credit) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(
+    objective: Objective, new: Evaluation, rollout: Rollout, credit: Credit, *, alive: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a whole batch or of any part of it not finer than `objective.span`; parts add up.
 
     Σ weight · (Σ_j c_j·penalty_j + critic - gate·surrogate) -> (scalar, sums for `stats.metrics`, all without gradient)
+    alive: the caller knows that no decision is dead, so that none has to be neutralized.
     """
     live = credit.weight > 0
-    new, rollout = (
-        neutral(new, live),
-        replace(
-            rollout,
-            mask=live,
-            old=neutral(rollout.old, live),
-            ref=None if rollout.ref is None else neutral(rollout.ref, live),
-        ),
-    )
+    if not alive:
+        new, rollout = (
+            neutral(new, live),
+            replace(
+                rollout,
+                mask=live,
+                old=neutral(rollout.old, live),
+                ref=None if rollout.ref is None else neutral(rollout.ref, live),
+            ),
+        )
     log_ratio = objective.ratio(new, rollout)
     log_ratio = expect(log_ratio, "B T", name=f"{name_of(objective.ratio)}: log_ratio", B=len(live), T=live.shape[1])
     log_ratio = log_ratio.clamp(-LIMIT, LIMIT)
