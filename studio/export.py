@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from studio.errors import ConfigError, ExportError, RunError
 from studio.files import as_json, disk, read_json, replace
-from studio.recipe import trained
+from studio.recipe import Recipe, trained
 from studio.run import RunView
 
 MARK = "export.json"  # what lies in an export folder and where it comes from
@@ -23,7 +23,7 @@ PARTIAL = ".partial"  # an export in the making, inside its folder
 class Export:
     """What to take out of a run, and in which form."""
 
-    format: Literal["lora", "pipeline", "pruned-depth", "pruned-dense", "pruned-compact"] = "lora"
+    format: Literal["lora", "pipeline", "pruned-depth", "pruned-dense", "pruned-compact", "torchscript"] = "lora"
     weights: Literal["ema", "live"] = "ema"  # the averaged weights that were evaluated, or those the optimizer left
     step: int | None = None  # of a complete checkpoint; None = the newest
     out: Path | None = None  # None = RUN/export/<format>
@@ -44,6 +44,8 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
         return export_pruned(view, options)
     recipe = trained(view.recipe, view.name)
     block = recipe.policy.options
+    if recipe.env is not None or options.format == "torchscript":
+        return _control(view, recipe, options)
     if block.reads != "image":
         raise ConfigError(f"export: expected a run of an image policy, got {recipe.policy.name!r}. It has no diffusers form.")
     if options.format == "lora" and block.model.train != "lora":
@@ -79,6 +81,30 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
         license = base_license(block.model.id, own, revision=block.model.revision)
         write_card(view, recipe, facts, license, pairs, partial)
         contents = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+        replace(partial / MARK, as_json({**facts, "files": contents}, indent=1) + "\n")
+    return {**facts, "folder": str(folder)}
+
+
+def _control(view: RunView, recipe: Recipe, options: Export) -> dict[str, Any]:
+    """A control policy as one TorchScript file."""
+    from flows.control.deploy import write_policy
+    from studio.parts import build_parts
+
+    if recipe.env is None or options.format != "torchscript":
+        raise ConfigError(
+            f"export: expected --format torchscript for a control policy and another one for an image policy, got {options.format!r} "
+            f"for {recipe.policy.name!r}. Change --format."
+        )
+    checkpoint = view.checkpoint(options.step)
+    folder = options.out if options.out is not None else view.file("export/torchscript")
+    with staged(folder) as partial:
+        parts = build_parts(recipe)
+        load_weights(parts.policy, checkpoint, options.weights)
+        parts.env.load(checkpoint / "weights")  # type: ignore[union-attr]
+        parts.env.close()  # type: ignore[union-attr]
+        written = write_policy(parts.policy, parts.env, partial)
+        facts = {"run": view.name, "step": int(checkpoint.name), "format": options.format, "weights": options.weights, **written}
+        contents = sorted(path.name for path in partial.iterdir())
         replace(partial / MARK, as_json({**facts, "files": contents}, indent=1) + "\n")
     return {**facts, "folder": str(folder)}
 

@@ -22,7 +22,7 @@ SIGMAS = 3.0  # a guard further than this from the base model is flagged, as in 
 SMALL = 128  # pictures up to this width are enlarged without smoothing
 MIME = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 ROUTINE = ("state", "checkpoint", "resumed")
-KNOWN = ("prompts", "before", "after", "seconds", "guard_sigmas")
+KNOWN = ("prompts", "episodes", "step", "before", "after", "seconds", "guard_sigmas")
 PRUNED = {  # figures of a prune run's summary.json
     "params_kept": "Parameters kept",
     "prunable_kept": "Prunable parameters kept",
@@ -49,6 +49,27 @@ RATIO = {  # statistics per denoising step, in the order shown
     "above": "Share of decisions clipped from above: about as large as from below when the ratio is centered.",
     "below": "Share of decisions clipped from below: about as large as from above when the ratio is centered.",
     "grad_norm": "Length of the gradient that this denoising step adds: alike when no step dominates training.",
+}
+
+
+EPISODES = {  # curves of a control run, in the order shown; then whatever else the environment tells
+    "reward/return": "Mean return of the training episodes that ended in an iteration.",
+    "reward/eval.return": "Mean return of whole episodes in copies of their own.",
+    "reward/eval.success": "Share of evaluation episodes that end in a goal.",
+    "reward/eval.covered": "Goals that at least a quarter of an even share of the successes reaches.",
+    "reward/eval.evenness": "Entropy of the goals reached over its largest value.",
+    "reward/eval.action_entropy": "Differential entropy of the first action, in nats.",
+    "kl/moved": "KL of the old policy from the new one, mean of the last pass.",
+    "loss/learning_rate": "",
+    "ratio/clipped": "Share of actions that the clip holds back.",
+    "time/step": "Seconds of an iteration.",
+}
+FIDELITY = {  # the estimated ratio of a flow policy against the exact one
+    "ratio/fidelity": "Correlation of the estimated log ratio with the exact one.",
+    "ratio/gain": "True shift of the action's center over the estimate: above 1 the trust region is wider than it says.",
+    "ratio/shift_error": "Distance of the estimated shift from the true one, relative to it.",
+    "ratio/wrong": "Share of actions that only one of the two ratios would clip.",
+    "ratio/gradient_cosine": "Cosine between the policy gradients of the two ratios.",
 }
 
 
@@ -84,6 +105,7 @@ def _head(view: RunView) -> str:
     facts = {
         ("Criterion" if pruned else "Algorithm"): page.named(recipe.get("criterion" if pruned else "algorithm")),
         "Model": page.named(recipe.get("policy") or recipe.get("model")),
+        **({"Environment": page.named(recipe["env"])} if recipe.get("env") else {}),
         **({"Target": _target(recipe)} if pruned else {}),
         "Steps": f"{status['step']} of {status['total_steps'] or 'unknown'}",
         "Time": f"{number(seconds)} s" if seconds < 600 else f"{number(seconds / 60)} min",
@@ -93,7 +115,7 @@ def _head(view: RunView) -> str:
         del facts["Steps"]  # nothing was learned
     facts |= {PRUNED.get(key, key): number(value) for key, value in summary.items() if key not in KNOWN and is_number(value)}
     reason = f'<p class="note">{escape(str(status["reason"]))}</p>' if status.get("reason") else ""
-    kind = "Pruning" if pruned else "Alignment"
+    kind = "Pruning" if pruned else "Control" if recipe.get("env") else "Alignment"
     return f'<p class="eyebrow">{kind} report</p><h1>{escape(view.name)}</h1>{page.facts(facts)}{reason}'
 
 
@@ -130,8 +152,9 @@ def _results(view: RunView) -> str:
         shift = f"{'⚠ ' if name in far else ''}{number(sigmas[name], '+')} σ" if name in sigmas else ""
         rows.append(page.row(name, number(a), number(b), change(a, b), shift, bad=name in far))
     text = f"Over {summary['prompts']} prompts. " if "prompts" in summary else ""
+    text = f"Over {summary['episodes']} episodes. " if "episodes" in summary else text
     flagged = f"beyond {SIGMAS:g} σ: {', '.join(far) or 'no guard'}." if sigmas else "it was not recorded for guards."
-    shown = bool(sigmas) or not pruned
+    shown = bool(sigmas) or (not pruned and bool(old or new))
     text += f"Shift is in standard deviations (σ) of the base model; {flagged}" if shown else ""
     table = page.table(("", first, last, "change", "shift" if shown else ""), rows)
     return page.grid([] if pruned else tiles[:4], "tiles") + page.section(title, text, table)
@@ -183,6 +206,8 @@ def _sample(record: Mapping[str, Any], side: str) -> str:
 def _curves(view: RunView) -> str:
     """Rewards, loss and time; ratio statistics per denoising step; guards."""
     lines = _lines(view)
+    if _recipe(view).get("env"):
+        return _episodes(lines)
     gold = [name for name in lines if name.startswith(GOLD)]
     wanted = [PROXY, *gold, "loss/total", "time/step"]
     text = "".join(f"{name} was not recorded. " for name in wanted if name not in lines)
@@ -194,6 +219,15 @@ def _curves(view: RunView) -> str:
     text = "One line for each trained denoising step t." if ratios else "No ratios were recorded by denoising step."
     training += page.section("Ratio by denoising step", text, ratios)
     return training + page.section("Guards over time", "" if guards else "No guards were recorded in training.", guards)
+
+
+def _episodes(lines: Mapping[str, Points]) -> str:
+    """Returns, coverage and the trust region of a control run, and how faithful its ratio is."""
+    told = EPISODES | {name: "" for name in lines if name.startswith("reward/") and name not in EPISODES}
+    training = page.section("Training", "", _single(lines, told, "iteration", told))
+    faithful = _single(lines, FIDELITY, "iteration", FIDELITY)
+    text = "The likelihood ratio that trained, measured against the one from integrating both flows again."
+    return training + (page.section("Ratio fidelity", text, faithful) if faithful else "")
 
 
 def _mask(view: RunView) -> str:
@@ -249,7 +283,7 @@ def _single(lines: Mapping[str, Points], names: Iterable[str], x: str = X, told:
     cards = []
     for name in (name for name in names if name in lines):
         caption = f"{number(lines[name][0][1])} → {number(lines[name][-1][1])}"
-        caption += f". {told[name]}" if told else ""
+        caption += f". {told[name]}" if told and told[name] else ""
         size = {"width": 340, "height": 210, "y_label": name.rpartition("/")[2]}
         cards.append(page.card(line_chart({name: lines[name]}, title=name, x_label=x, **size), caption))
     return page.grid(cards)

@@ -17,6 +17,7 @@ COMPONENT = (*BASE, "studio.core", "studio.algorithms")
 SPINE = (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema", "studio.config", "studio.recipe")
 SPINE += ("studio.files", "studio.process")
 SPINE += ("studio.run", "studio.dist", "studio.optim", "studio.prompts", "studio.scoring", "studio.watch")
+SPINE += ("studio.settings", "studio.replay")
 SPINE += ("studio.state", "studio.stepwise", "studio.progress", "studio.layout", "studio.samples", "studio.run_view")
 SPINE += (
     "studio.shards",
@@ -44,7 +45,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.wording": (*BASE, "studio.registry", "studio.annotation"),
     "studio.schema": (*BASE, "studio.registry", "studio.annotation", "studio.wording"),
     "studio.config": (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema"),
-    "studio.recipe": (*BASE, "studio.registry", "studio.config", "studio.core"),
+    "studio.recipe": (*BASE, "studio.registry", "studio.config", "studio.core", "studio.settings"),
+    "studio.settings": BASE,
+    "studio.replay": (*BASE, "studio.recipe"),
     "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
     "studio.score_folder": (*BASE, "rewards.pictures"),
     "studio.chart": BASE,
@@ -81,6 +84,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.results": (*BASE, "studio.run"),
     "flows": COMPONENT,
     "flows.load": (*COMPONENT, "flows", "pruning.compact"),  # a pruned network is loaded by what wrote it
+    # where actions are taken: it reads the recipe's settings and hands evaluations to the loop
+    "flows.control": (*COMPONENT, "flows", "studio.settings", "studio.watch"),
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
     "pruning": (*COMPONENT, "flows"),
@@ -100,7 +105,7 @@ LIGHT = (
     "studio.protocols",
 )
 LIGHT += ("studio.cli", "studio.commands.shared", "studio.algorithms", "studio.prompts", "rewards", "flows", "ui", "ui.app")
-OPTIONAL = ("xformers", "open_clip", "gradio", "rapidocr", "onnxruntime", "rapidfuzz", "gymnasium_robotics", "wandb", "submitit")
+OPTIONAL = ("xformers", "open_clip", "gradio", "rapidocr", "onnxruntime", "rapidfuzz", "gymnasium_robotics", "mujoco", "wandb", "submitit")
 
 
 def path_of(module: str) -> Path:

@@ -19,9 +19,12 @@ class Cart:
         self.x, self.k, self.reward = torch.zeros(num_envs, 1), torch.zeros(num_envs), torch.zeros(num_envs)
 
     def get_observations(self):
-        return {"tensor": self.x, "pair": (self.x, {}), "policy": {"critic": 9 * self.x, "policy": self.x}, "state": {"state": self.x}}[
-            self.form
-        ]
+        return {
+            "tensor": self.x,
+            "pair": (self.x, {}),
+            "policy": {"critic": 9 * self.x, "policy": self.x},
+            "state": {"state": self.x},
+        }[self.form]
 
     def step(self, actions):
         self.given = actions

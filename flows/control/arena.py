@@ -11,8 +11,10 @@ from torch import Tensor
 
 from flows.control.environment import Environments, Step
 from flows.control.normalize import Normalizer
+from studio.errors import ConfigError, RunError
 from studio.settings import Acting
 from studio.types import Evaluation, Prompts, Rollout
+from studio.watch import Seen
 
 SCALE = "observations.safetensors"
 
@@ -97,13 +99,20 @@ class Arena:
         return parts
 
     def look(self, policy: Any, step: int, episodes: int, seed: int) -> Any:
-        """Evaluation in copies of its own."""
+        """Evaluation in copies of its own; none where a process can hold one simulator only."""
+        if getattr(self.options, "alone", False):
+            return Seen({}, torch.zeros(0), [])
         from flows.control.look import look
 
         return look(self, policy, step, episodes, seed)
 
     def measure(self, policy: Any, episodes: int, seed: int) -> dict[str, float]:
         """Figures of whole episodes: as trained, and as `noiseless.*` and `deterministic.*`."""
+        if getattr(self.options, "alone", False):
+            raise ConfigError(
+                f"evaluate: expected an environment of which a process can hold several, got {type(self.options).__name__}. Read "
+                "reward/return of the training run."
+            )
         from flows.control.look import measure
 
         return measure(self, policy, episodes, seed)
@@ -130,16 +139,16 @@ class Arena:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["ranks"]) != self.world:
-            from studio.errors import RunError
-
             raise RunError(
                 f"environments: expected a checkpoint of {self.world} processes, got one of {len(state['ranks'])}. Resume with as many."
             )
         own = state["ranks"][self.rank]
         self.env.load_state_dict(own["env"])
-        self.now, self.since = own["now"], own["since"]
         self.normalizer.load_state_dict(state["normalizer"])
-        self.normalizer.returns = own["returns"]
+        if getattr(self.env, "exact", True):
+            self.now, self.since, self.normalizer.returns = own["now"], own["since"], own["returns"]
+        else:  # a simulator that cannot be put back begins its episodes anew
+            self.now = self.env.reset()
 
     def close(self) -> None:
         self.env.close()

@@ -148,7 +148,7 @@ class ReinFlow:
         velocity, critic = _networks(self.net, self.embedding, self.last, space)
         sizes = (self.embedding + space.observation, *self.noise_net, space.action)
         noise = perceptron(sizes, "tanh", start="xavier", last=0.01)
-        return ReinFlowPolicy(ActorCritic(NoisyVelocity(velocity, noise), critic, None), space, self, seed)
+        return ReinFlowPolicy(ActorCritic(NoisyVelocity(velocity, noise, self.noise[1]), critic, None), space, self, seed)
 
 
 def _networks(net: Net, embedding: int, last: float, space: Space) -> tuple[VelocityNet, nn.Module]:

@@ -69,7 +69,7 @@ class DiffusionSteps:
         return each.clamp(*LOGP).mean(-1)
 
 
-def cosine_steps(count: int, floor: float, dtype: torch.dtype = torch.float32) -> DiffusionSteps:
+def cosine_steps(count: int, floor: float) -> DiffusionSteps:
     """K posterior steps of the cosine schedule: ᾱ_k ∝ cos²(π/2·(k/K + 0.008)/1.008), β at most 0.999 (arXiv:2102.09672)."""
     place = (torch.arange(count + 1, dtype=torch.float64) / count + 0.008) / 1.008
     level = (place * math.pi / 2).cos().square()
@@ -78,7 +78,7 @@ def cosine_steps(count: int, floor: float, dtype: torch.dtype = torch.float32) -
     later = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
     std = (beta * (1 - later) / (1 - kept)).sqrt().clamp(min=floor)
     pull, stay = later.sqrt() * beta / (1 - kept), (1 - beta).sqrt() * (1 - later) / (1 - kept)
-    return DiffusionSteps(*(x.flip(0)[:, None].to(dtype) for x in (kept.sqrt(), (1 - kept).sqrt(), pull, stay, std)))
+    return DiffusionSteps(*(x.flip(0)[:, None] for x in (kept.sqrt(), (1 - kept).sqrt(), pull, stay, std)))
 
 
 class Walk(NamedTuple):
@@ -94,7 +94,7 @@ def walk(start: Tensor, noise: Tensor, step: Callable[[Tensor, int], tuple[Tenso
     chain, means, stds = [start], [], []
     for k in range(noise.shape[-2]):
         mean, std = step(chain[-1], k)
-        chain.append(mean + std * noise[..., k, :])
+        chain.append((mean + std * noise[..., k, :]).to(start.dtype))
         means.append(mean)
         stds.append(std)
     return Walk(torch.stack(chain, -2), torch.stack(means, -2), torch.stack(stds, -2))
@@ -113,7 +113,10 @@ def quieter(draw: Mapping[str, Tensor], mode: Mode) -> tuple[Tensor, Tensor]:
 
 
 class ChainPolicy:
-    """a = scale·x_K, x_{k+1} ~ N(mean_k(x_k; s), σ_k²), x_0 ~ N(0, I): an action has K parts, each with its own likelihood."""
+    """a = scale·x_K, x_{k+1} ~ N(mean_k(x_k; s), σ_k²), x_0 ~ N(0, I): an action has K parts, each with its own likelihood.
+
+    Means are float64, from states and outputs in float32: with σ = 0.05 the rounding of a mean would be 1e-5 of a log density.
+    """
 
     provides = frozenset({"logp", "sigma", "value", "kl"})
     begin = visit = alike.nothing
@@ -122,7 +125,7 @@ class ChainPolicy:
     def __init__(self, net: ActorCritic, space: Space, how: DPPO, seed: int) -> None:
         self.model, self.space, self.how, self.seed = net, space, how, seed
         self.reduction = "sum" if how.kind == "flow" else "mean"
-        self.steps: Steps = EulerSteps(torch.full((how.steps, 1), how.noise))
+        self.steps: Steps = EulerSteps(torch.full((how.steps, 1), how.noise, dtype=torch.float64))
         if how.kind == "ddpm":
             self.steps = cosine_steps(how.steps, how.floor)
         self.together: Callable[[Tensor], Tensor] = lambda x: x
@@ -133,18 +136,25 @@ class ChainPolicy:
     def act(self, observation: Tensor, draw: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Actions [N, d] and what is to be remembered of them."""
         done = self.walk(observation, draw["start"], draw["noise"])
-        return self.how.scale * done.chain[..., -1, :], done._asdict()
+        return self.how.scale * done.chain[..., -1, :], {"chain": done.chain, "mean": done.mean}
 
     def decide(self, observation: Tensor, draw: Mapping[str, Tensor], mode: Mode) -> Tensor:
         return self.how.scale * self.walk(observation, *quieter(draw, mode)).chain[..., -1, :]
 
     def walk(self, observation: Tensor, start: Tensor, noise: Tensor) -> Walk:
         output = alike.on_grid(self.model.actor, observation, self.how.steps)
-        return walk(start, noise, lambda x, k: (self.steps.mean(x, output(x, k), k), self.steps.std[k].expand_as(x)))
+        return walk(start, noise, lambda x, k: (self.mean(x, output(x, k), k), self.steps.std[k].expand_as(x)))
+
+    def mean(self, x: Tensor, output: Tensor, at: int | slice) -> Tensor:
+        return self.steps.mean(x.double(), output.double(), at)
+
+    def logp(self, record: Mapping[str, Tensor], mean: Tensor) -> Tensor:
+        """Log density of the recorded states after these means.  [..., K]"""
+        return self.steps.logp(record["chain"][..., 1:, :] - mean, self.steps.std).float()
 
     def trace(self, record: dict[str, Tensor]) -> ActionTrace:
         """The trace of a stretch [N, T, ...] with what this policy says of it now; sigma is 1 at the first step, 0 at the last."""
-        logp = self.steps.logp(record["chain"][..., 1:, :] - record["mean"], record["std"])
+        logp = self.logp(record, record["mean"])
         if self.how.steps == 1:  # the one part of an action is the action, and its last step
             return ActionTrace(record, Evaluation(logp=logp[..., 0], sigma=torch.zeros_like(logp[..., 0])))
         sigma = torch.linspace(1, 0, self.how.steps).to(logp).expand_as(logp)
@@ -157,11 +167,11 @@ class ChainPolicy:
         assert said.logp is not None
         x, observation = record["chain"][..., :-1, :], record["observation"]
         tau = torch.arange(self.how.steps, device=x.device) / self.how.steps
-        mean = self.steps.mean(x, alike.at_points(self.model.actor, observation, x, tau), EVERY)
-        std = record["std"]
+        mean = self.mean(x, alike.at_points(self.model.actor, observation, x, tau), EVERY)
+        moved = gaussian_kl(mean - record["mean"], self.steps.std, self.steps.std).float()
         return Evaluation(
-            logp=alike.as_said(self.steps.logp(record["chain"][..., 1:, :] - mean, std), said.logp),
+            logp=alike.as_said(self.logp(record, mean), said.logp),
             sigma=said.sigma,
             value=alike.as_said(self.value(observation)[..., None], said.logp),
-            kl=alike.as_said(gaussian_kl(mean - record["mean"], std, std), said.logp),
+            kl=alike.as_said(moved, said.logp),
         )

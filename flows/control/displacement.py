@@ -10,6 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from flows.control.environment import Space, Step
+from flows.control.multigoal import coverage
+from flows.control.pictures import Scene
 from flows.control.starts import normal
 
 
@@ -40,6 +42,15 @@ class MultiGoal4:
     def places(self) -> Tensor:
         """[4, 2]"""
         return torch.tensor([[5.0, 0.0], [-5.0, 0.0], [0.0, 5.0], [0.0, -5.0]])
+
+    def scene(self) -> Scene:
+        """What pictures show."""
+        goals = [(x, y) for x, y in self.places().tolist()]
+        return Scene((-self.edge, -self.edge), (self.edge, self.edge), goals, self.radius, reach=self.bound)
+
+    def coverage(self, last: Tensor, dead: Tensor) -> dict[str, float]:
+        """Of the states [E, 2] that episodes ended in: success, and how evenly it is spread over the goals."""
+        return coverage(last, self.places(), torch.ones_like(dead), self.radius)
 
 
 class Jumps:

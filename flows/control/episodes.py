@@ -57,7 +57,8 @@ def make(making: Making) -> gymnasium.Env:
     except gymnasium.error.Error as error:
         raise ConfigError(
             f"recipe.env.id: expected a registered gymnasium environment, got {name!r} ({error})"
-            f"{suggestion(name, gymnasium.registry)} One that another package registers is named 'package:{name.rpartition(':')[2]}'."
+            f"{suggestion(name, gymnasium.registry)} One that another package registers is named "
+            f"'package:{name.rpartition(':')[2]}'."
         ) from error
     except TypeError as error:
         raise ConfigError(
@@ -90,13 +91,13 @@ def check_action(name: str, space: Any) -> Box:
     """The space, if it has numbers with bounds."""
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
         raise ConfigError(
-            f"recipe.env.id: expected an environment with real actions (Box), got {name!r} with {space}. The policies here draw real "
-            "numbers; choose an environment that takes them."
+            f"recipe.env.id: expected an environment with real actions (Box), got {name!r} with {space}. The policies here draw "
+            "real numbers; choose an environment that takes them."
         )
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ConfigError(
-            f"recipe.env.id: expected finite bounds of all actions, got {name!r} with {space}. Register a version of it whose action "
-            "space has bounds: actions are clipped to them."
+            f"recipe.env.id: expected finite bounds of all actions, got {name!r} with {space}. Register a version of it whose "
+            "action space has bounds: actions are clipped to them."
         )
     return space
 
@@ -107,8 +108,8 @@ def check_observation(name: str, space: Any) -> int:
         return sum(flatdim(part) for part in parts_of(space))
     except (NotImplementedError, ValueError) as error:
         raise ConfigError(
-            f"recipe.env.id: expected observations of a fixed size, got {name!r} with {space}. Choose another environment, or register "
-            "one that fills them up."
+            f"recipe.env.id: expected observations of a fixed size, got {name!r} with {space}. Choose another environment, or "
+            "register one that fills them up."
         ) from error
 
 
@@ -118,14 +119,13 @@ def parts_of(space: Any) -> list[Any]:
 
 
 def is_goal(space: Any) -> bool:
-    return isinstance(space, Dict) and all(part in space.keys() for part in GOAL_PARTS)
+    return isinstance(space, Dict) and all(part in space.spaces for part in GOAL_PARTS)
 
 
 def flat(space: Any, observation: Any) -> np.ndarray:
     """[n] float32"""
-    if not is_goal(space):
-        return flatten(space, observation).astype(np.float32)
-    return np.concatenate([flatten(space[part], observation[part]) for part in GOAL_PARTS]).astype(np.float32)
+    parts = [observation[part] for part in GOAL_PARTS] if is_goal(space) else [observation]
+    return np.concatenate([np.asarray(flatten(own, part), np.float32) for own, part in zip(parts_of(space), parts, strict=True)])
 
 
 def fault(name: str, expected: str, error: Exception, where: str = "") -> EnvironmentFault:
@@ -148,7 +148,7 @@ class Episodes:
     def __init__(self, making: Making, face: Face, number: int, seed: int, start: Mapping[str, Any] | None) -> None:
         self.making, self.number, self.seed, self.start = making, number, seed, start
         self.action_space, self.observation_space = face.action, Box(-np.inf, np.inf, (face.size,), np.float32)
-        self.env: gymnasium.Env | None = None
+        self.env: Any = None
         self.episode, self.actions = -1, []
         self.place: tuple[int, np.ndarray] | None = None
 
@@ -172,8 +172,8 @@ class Episodes:
         except Exception as error:  # workers can pass on only what can be pickled, and this can
             raise self._fault("a step", error) from error
         self.actions.append(given)
-        told = {"success": float(info[name]) for name in SUCCESS if name in info}
-        return seen, float(reward), bool(terminated), bool(truncated), told
+        reported = [float(info[name]) for name in SUCCESS if name in info]
+        return seen, float(reward), bool(terminated), bool(truncated), {"success": reported[0]} if reported else {}
 
     def told(self) -> tuple[int, np.ndarray]:
         """The running episode and its actions so far, [k, ...]."""

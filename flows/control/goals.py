@@ -38,7 +38,9 @@ class PointMaze:
 
     def __post_init__(self) -> None:
         if self.map == "umaze" and self.diverse != "no":
-            raise ValueError(f"diverse: expected no for map umaze, which has one goal, got {self.diverse}. Choose open, medium or large.")
+            raise ValueError(
+                f"diverse: expected no for map umaze, which has one goal, got {self.diverse}. Choose open, medium or large."
+            )
 
     def gym(self) -> Gym:
         """The environment that these options name."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flows.control.environment import Space, Step
+from flows.control.pictures import Scene
 from flows.control.starts import uniform
 
 SIZE = 25
@@ -76,6 +77,14 @@ class GridWorld:
     def cells(self) -> Tensor:
         """What is at [x, y].  [25, 25]"""
         return torch.tensor([[MAPS[self.map](x, y) for y in range(SIZE)] for x in range(SIZE)])
+
+    def scene(self) -> Scene:
+        """What pictures show, in observations: a cell is a square of side 1/12."""
+        half, cells = 0.5 / CENTER, self.cells()
+        places = {kind: seen((cells == kind).nonzero()).tolist() for kind in (GOAL, WALL, DEATH)}
+        boxes = {kind: [(x - half, y - half, x + half, y + half) for x, y in places[kind]] for kind in (WALL, DEATH)}
+        goals, edge = [(x, y) for x, y in places[GOAL]], 1 + half
+        return Scene((-edge, -edge), (edge, edge), goals, half, boxes[WALL], boxes[DEATH], reach=1.0)
 
 
 class Grid:

@@ -31,7 +31,7 @@ class Gym:
     """
 
     id: str
-    asynchronous: bool = False  # one process per copy; pays where a step takes longer than about 0.2 ms
+    asynchronous: bool = False  # one process per copy; pays where a step takes milliseconds
     kwargs: dict[str, Any] = field(default_factory=dict)  # of gymnasium.make
     limit: Annotated[int, Field(ge=1)] | None = None  # steps of an episode; None = as registered
 
@@ -62,7 +62,7 @@ class Copies:
         self.options, self.face, self.count, self.first = options, face, count, first
         action = face.action
         self.space = Space(face.size, action.low.size, *(tuple(bound.ravel().tolist()) for bound in (action.low, action.high)))
-        makers = [partial(Episodes, options.making(), face, first + row, seed, start) for row in range(count)]
+        makers: list[Any] = [partial(Episodes, options.making(), face, first + row, seed, start) for row in range(count)]
         # the rows of an ended episode are those of the next one, and its last observation is told apart
         kind = AsyncVectorEnv if options.asynchronous else SyncVectorEnv
         self.now = torch.zeros(count, face.size)
@@ -76,8 +76,8 @@ class Copies:
     def step(self, action: Tensor) -> Step:
         if not action.isfinite().all():  # a simulator may hide them behind a reset of its own
             raise DivergedError(
-                f"environment {self.options.id!r}: expected finite actions, got {action.isfinite().logical_not().sum().item()} that "
-                "are not. The policy diverged: lower the learning rate."
+                f"environment {self.options.id!r}: expected finite actions, got {int((~action.isfinite()).sum())} that are not."
+                "  The policy diverged: lower the learning rate."
             )
         box = self.face.action
         wanted = action.detach().cpu().numpy().astype(box.dtype).reshape(self.count, *box.shape)
@@ -114,8 +114,8 @@ class Copies:
         self.now = self._go([(episode, past.numpy()) for episode, past in zip(episodes, actions, strict=True)])
         if not self.now.equal(state["now"]):
             warnings.warn(
-                f"environment {self.options.id!r}: the same seeds and actions led elsewhere than before the checkpoint; the run goes on, "
-                "but not as it would have",
+                f"environment {self.options.id!r}: the same seeds and actions led elsewhere than before the checkpoint; the run "
+                "goes on, but not as it would have",
                 stacklevel=2,
             )
 

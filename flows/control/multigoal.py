@@ -45,13 +45,13 @@ class MultiGoal:
     def scene(self) -> Scene:
         """What pictures show."""
         goals = [(x, y) for x, y in self.places().tolist()]
-        return Scene((-self.edge,) * 2, (self.edge,) * 2, goals, reach=self.bound)
+        return Scene((-self.edge, -self.edge), (self.edge, self.edge), goals, reach=self.bound)
 
     def coverage(self, last: Tensor, dead: Tensor) -> dict[str, float]:
         """Of the states [E, 4] that episodes ended in, `dead` [E] outside of the box.
 
-        success: share within 1 of a goal · covered: goals with at least a quarter of an even share of the successes, p_g ≥ 1/(4·goals) ·
-        evenness: -Σ p_g log p_g / log goals · largest: max p_g.
+        success: share within 1 of a goal · covered: goals with at least a quarter of an even share of the successes,
+        p_g ≥ 1/(4·goals) · evenness: -Σ p_g log p_g / log goals · largest: max p_g.
         """
         return coverage(last[:, :2], self.places(), ~dead)
 

@@ -21,11 +21,14 @@ LOGP = (-1.0, 1.0)  # bounds of a chain's normalized log density
 
 
 class NoisyVelocity(nn.Module):
-    """A velocity network and the network that says how much noise follows a step."""
+    """A velocity network, the network that says how much noise follows a step, and how much that may be at present."""
 
-    def __init__(self, velocity: nn.Module, noise: nn.Module) -> None:
+    high: Tensor
+
+    def __init__(self, velocity: nn.Module, noise: nn.Module, high: float) -> None:
         super().__init__()
         self.velocity, self.noise = velocity, noise
+        self.register_buffer("high", torch.tensor(high))  # σ_max: saved with the weights, so that an evaluation acts as trained
 
     def share(self, time: Tensor, observation: Tensor) -> Tensor:
         """Where log σ² lies between its bounds, in (0, 1).  time features [..., width], observation [..., n] -> [..., d]
@@ -36,9 +39,9 @@ class NoisyVelocity(nn.Module):
         return (self.noise(torch.cat([time.detach().expand(shape), observation.expand(shape)], -1)).tanh() + 1) / 2
 
 
-def noise_std(share: Tensor, low: float, high: float) -> Tensor:
+def noise_std(share: Tensor, low: float, high: Tensor) -> Tensor:
     """σ with log σ² = log low² + (log high² - log low²)·share."""
-    return low * (share * math.log(high / low)).exp()
+    return low * (share * (high / low).log()).exp()
 
 
 def highest(step: int, low: float, high: float, hold: int, decay: int) -> float:
@@ -78,7 +81,6 @@ class ReinFlowPolicy:
 
     def __init__(self, net: ActorCritic, space: Space, how: ReinFlow, seed: int) -> None:
         self.model, self.space, self.how, self.seed = net, space, how, seed
-        self.high = how.noise[1]  # σ_max of the iteration
         self.together: Callable[[Tensor], Tensor] = lambda x: x
 
     @property
@@ -88,7 +90,7 @@ class ReinFlowPolicy:
 
     def begin(self, step: int) -> None:
         """Before the actions of an iteration: how much noise may be added at most."""
-        self.high = highest(step, *self.how.noise, self.how.hold, self.how.decay)
+        self.actor.high.fill_(highest(step, *self.how.noise, self.how.hold, self.how.decay))
 
     def draws(self, step: int, steps: int, rows: int) -> dict[str, Tensor]:
         return chain_draws(alike.random(self, step), (steps, rows), self.how.steps, self.space.action, self.how.truncate)
@@ -122,7 +124,7 @@ class ReinFlowPolicy:
     def std(self, observation: Tensor) -> Tensor:
         """σ of every step.  [..., n] -> [..., K, d]"""
         time = self.actor.velocity.time(self.times(observation))  # type: ignore[operator]
-        return noise_std(self.actor.share(time, observation[..., None, :]), self.how.noise[0], self.high)
+        return noise_std(self.actor.share(time, observation[..., None, :]), self.how.noise[0], self.actor.high)
 
     def trace(self, record: dict[str, Tensor]) -> ActionTrace:
         """The trace of a stretch [N, T, ...] with what this policy says of it now."""

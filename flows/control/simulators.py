@@ -19,8 +19,8 @@ from studio.seeds import row_seed
 
 PARTS = ("policy", "state")  # what the actor may see, as Isaac Lab and Playground call it
 BIASES = (
-    "env is a simulator that starts a copy anew by itself: where a time limit cuts an episode, the value of the state before the last "
-    "action stands for that of the state it led to, which is not handed out",
+    "env is a simulator that starts a copy anew by itself: where a time limit cuts an episode, the value of the state before "
+    "the last action stands for that of the state it led to, which is not handed out",
     "env is a simulator whose state cannot be saved: a resumed run starts all its episodes anew",
 )
 
@@ -59,13 +59,15 @@ class IsaacLab:
 
 @dataclass(frozen=True)
 class Playground:
-    """An environment of MuJoCo Playground. `target` names a function of yours that makes it, where playground and JAX are installed:
+    """An environment of MuJoCo Playground. `target` names a function of yours that makes it, where it and JAX are installed:
 
         def cheetah(num_envs, seed):
-            from mujoco_playground import registry
-            from mujoco_playground._src.wrapper_torch import RSLRLBraxWrapper
+            from mujoco_playground import registry, wrapper_torch
             cfg = registry.get_default_config("CheetahRun")
-            return RSLRLBraxWrapper(registry.load("CheetahRun"), num_envs, seed, cfg.episode_length, cfg.action_repeat)
+            env = registry.load("CheetahRun")
+            return wrapper_torch.RSLRLBraxWrapper(env, num_envs, seed, cfg.episode_length, cfg.action_repeat)
+
+    Its wrapper clips actions to ±1 by itself.
     """
 
     target: str  # module:function, called with (num_envs, seed)
@@ -98,7 +100,7 @@ class Simulated:
         self.env = find(target)(count, row_seed(seed, "simulator", first) % 2**31)
         if self.env.num_envs != count:
             raise ConfigError(
-                f"recipe.env.target: expected {target} to make {count} environments, got {self.env.num_envs}. Hand num_envs on to them."
+                f"recipe.env.target: expected {target} to make {count} environments, got {self.env.num_envs}. Hand num_envs on."
             )
         states = self._states(self.env.get_observations())
         self.device, self.now = states.device, taken(states)
@@ -130,23 +132,26 @@ class Simulated:
         """The tensor [N, n] in what a simulator calls observations."""
         states = given[0] if isinstance(given, tuple) else given
         if not isinstance(states, Tensor):
-            name = next((name for name in PARTS if name in states.keys()), None)
+            name = next((name for name in PARTS if name in list(states.keys())), None)
             if name is None:
                 raise ConfigError(
-                    f"recipe.env.target: expected observations under {' or '.join(PARTS)}, got {', '.join(map(str, states.keys()))} from "
-                    f"{self.target}. Rename the group that the policy is to see."
+                    f"recipe.env.target: expected observations under {' or '.join(PARTS)}, got "
+                    f"{', '.join(map(str, states.keys()))} from {self.target}. Rename the group that the policy is to see."
                 )
             states = states[name]
         if states.ndim != 2 or len(states) != self.count:
             raise ShapeError(
-                f"simulator {self.target}: observations have shape {list(states.shape)}, expected [N, n] with N = {self.count}. Flatten them."
+                f"simulator {self.target}: observations have shape {list(states.shape)}, expected [N, n] with N = {self.count}. "
+                "Flatten them."
             )
         return states
 
     def _row(self, given: Tensor, what: str) -> Tensor:
         """[N], also from [N, 1]: a difference of [N] and [N, 1] would be [N, N]."""
         if given.numel() != self.count:
-            raise ShapeError(f"simulator {self.target}: {what} have shape {list(given.shape)}, expected [N] = [{self.count}]. Sum them up.")
+            raise ShapeError(
+                f"simulator {self.target}: {what} have shape {list(given.shape)}, expected [N] = [{self.count}]. Sum them up."
+            )
         return given.reshape(self.count)
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,6 @@ def uniform(seed: int, time: int, first: int, count: int, width: int) -> Tensor:
 
 
 def normal(seed: int, time: int, first: int, count: int, width: int) -> Tensor:
-    """The same from N(0, 1), by the quantiles of uniform numbers: what torch.randn draws for a row depends on how many there are."""
+    """The same from N(0, 1), as quantiles of uniform numbers: what torch.randn gives a row depends on how many there are."""
     half_a_grid_step = 2.0**-25  # float32 numbers in [0, 1) are multiples of 2^-24; 0 has no quantile
     return torch.special.ndtri(uniform(seed, time, first, count, width).double() + half_a_grid_step).float()
