@@ -53,6 +53,7 @@ class Arena(Protocol):
     def stretch(self, policy: Any, step: int) -> Rollout: ...  # rows are environments, decisions their next actions
     def look(self, policy: Any, step: int, episodes: int, seed: int) -> Any: ...  # evaluation on environments of its own
     def measure(self, policy: Any, episodes: int, seed: int) -> dict[str, float]: ...  # in every way that the policy can act
+    def film(self, policy: Any, file: Path, seed: int) -> Path: ...
     def gather(self, collect: Callable[[Any], list[Any]]) -> None: ...  # before a checkpoint: states of all processes' environments
     def save(self, folder: Path) -> None: ...  # what belongs to the weights
     def load(self, folder: Path) -> None: ...

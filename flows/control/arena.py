@@ -117,6 +117,12 @@ class Arena:
 
         return measure(self, policy, episodes, seed)
 
+    def film(self, policy: Any, file: Path, seed: int) -> Path:
+        """Rollouts as a GIF."""
+        from flows.control.film import film
+
+        return film(self, policy, file, seed=seed)
+
     def save(self, folder: Path) -> None:
         """The scale of observations, which belongs to the weights; safetensors."""
         from safetensors.torch import save_file
