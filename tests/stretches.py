@@ -23,7 +23,13 @@ from studio.train import train
 from studio.types import Credit, Evaluation, Rollout
 
 PLANE = Space(4, 2, (-5.0, -5.0), (5.0, 5.0))
-TINY = "acting={environments: 4, steps: 4}", "train.steps=2", "train.epochs=2", "watch={every: 9, episodes: 4}", "policy.net.hidden=[16]"
+TINY = (
+    "acting={environments: 4, steps: 4}",
+    "train.steps=2",
+    "train.epochs=2",
+    "watch={every: 9, episodes: 4}",
+    "policy.net.hidden=[16]",
+)
 
 
 def built(how: Any, seed: int = 0) -> Any:
@@ -117,9 +123,9 @@ def assert_shares(how: Any) -> None:
     assert all(not torch.equal(noise[0][name], other[name]) for other in noise[1:] for name in noise[0])
 
 
-def assert_trains(name: str, root: Path) -> None:
+def assert_trains(name: str, root: Path, *overrides: str) -> None:
     """Two iterations of the bundled recipe: the first replay has ratio 1, later ones have not, and weights come back as saved."""
-    recipe, _ = load_recipe(f"control/multigoal-{name}", TINY)
+    recipe, _ = load_recipe(f"control/multigoal-{name}", [*TINY, *overrides])
     assert recipe.check() == []
     run = fresh(recipe, root, "run")
     assert train(recipe, run) == "finished"

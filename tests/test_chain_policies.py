@@ -10,10 +10,12 @@ from torch import Tensor
 from flows.chain_dppo import DPPO as Algorithm
 from flows.chain_dppo import ChainClip
 from flows.control.baselines import DPPO
-from flows.control.chain import EVERY, EulerSteps, cosine_steps
+from flows.control.chain import EulerSteps, cosine_steps
 from flows.control.recipe import Net
 from studio.core.surrogate import Clip
-from studio.types import Evaluation, Prompts, Rollout
+from studio.errors import NeedsError
+from studio.recipe import load_recipe
+from studio.types import EVERY, Evaluation, Prompts, Rollout
 
 SMALL = Net((16,), "tanh")
 KINDS = {
@@ -31,7 +33,9 @@ def tensor(*values) -> Tensor:
 
 def seen(clip: ChainClip, sigma: Tensor):
     """The surrogate of decisions at these places of their chains."""
-    rollout = Rollout(Prompts([], [], []), None, None, torch.ones(sigma.shape, dtype=torch.bool), torch.zeros(len(sigma)), Evaluation())
+    rollout = Rollout(
+        Prompts([], [], []), None, None, torch.ones(sigma.shape, dtype=torch.bool), torch.zeros(len(sigma)), Evaluation()
+    )
     return clip.seen(Evaluation(sigma=sigma), rollout)
 
 
@@ -74,7 +78,7 @@ def test_one_range_for_all_steps_is_ppo():
 
 
 def test_a_flow_step_by_hand():
-    """K = 1: from 0 with u = 0.5 to 0.6 with σ = 0.2: -½·0.5² - ln 0.2 - ½·ln 2π. K = 4 goes a quarter of the way; two are a sum."""
+    """K = 1: from 0 with u = 0.5 to 0.6, σ = 0.2: -½·0.5² - ln 0.2 - ½·ln 2π. K = 4 goes a quarter of the way; numbers add up."""
     one = EulerSteps(tensor([0.2]))
     mean = one.mean(tensor(0.0), tensor(0.5), 0)
     assert one.logp(tensor(0.6) - mean, one.std[0]).item() == pytest.approx(0.565499, abs=1e-6)
@@ -202,3 +206,16 @@ def test_processes_share_the_draws(how):
 @pytest.mark.parametrize("name", ["dppo", "dppo-ddpm"])
 def test_the_recipe_trains(name, tmp_path):
     assert_trains(name, tmp_path)
+
+
+def test_plain_ppo_trains_a_chain_as_well(tmp_path):
+    assert_trains("dppo", tmp_path, "algorithm=ppo")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "algorithm", "missing"),
+    [("dppo", "fpo", "fit"), ("reinflow", "dppo", "sigma"), ("fpo", "ppo", "logp"), ("policyflow", "fpo++", "fit")],
+)
+def test_what_a_policy_cannot_say_is_refused(recipe, algorithm, missing):
+    with pytest.raises(NeedsError, match=f"algorithm '{algorithm.replace('+', '.')}' needs .*that provides {missing}"):
+        load_recipe(f"control/multigoal-{recipe}", [f"algorithm={algorithm}"])[0].check()

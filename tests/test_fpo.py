@@ -118,16 +118,16 @@ def constant(policy, velocity: tuple[float, float]):
 def test_actions_by_hand():
     """A network that says (4, -8), of which a quarter counts: x = ε + (1, -2) + 0.5·noise, bounded by 2, then 3·x or 3·tanh(x)."""
     start, noise = torch.tensor([[0.5, 0.5], [1.5, -1.0]]), torch.tensor([[1.0, -1.0], [0.0, 2.0]])
-    points, tau = torch.zeros(2, 1, 2), torch.zeros(2, 1)
+    points, tau = torch.tensor([[[0.5, 0.0]]]).repeat(2, 1, 1), torch.zeros(2, 1)
     draw = {"start": start, "noise": noise, "points": points, "tau": tau}
     plain = constant(built(FPO(SMALL, pairs=1, noise=0.5, action_clip=2.0, squash="none", scale=3.0)), (4.0, -8.0))
     action, record = plain.act(torch.zeros(2, 4), draw)
     torch.testing.assert_close(record["x"], torch.tensor([[2.0, -2.0], [2.0, -2.0]]))
     torch.testing.assert_close(action, 3 * record["x"])
-    # matched is the bounded action: a - ε = (2, -2), u = (1, -2): (1 + 0)/2, and τ = 0 leaves nothing of the error of noise
+    # matched is the bounded action: a - ε = (1.5, -2), u = (1, -2): (0.25 + 0)/2, and τ = 0 leaves nothing of the error of noise
     torch.testing.assert_close(record["fit"], torch.zeros(2, 1))
     record["tau"] = torch.full((2, 1), 0.5)
-    torch.testing.assert_close(plain.errors(record | {"observation": torch.zeros(2, 4)}), torch.full((2, 1), 0.125))
+    torch.testing.assert_close(plain.errors(record | {"observation": torch.zeros(2, 4)}), torch.full((2, 1), 0.125 / 4))
     free = constant(built(FPO(SMALL, pairs=1, noise=0.5, scale=3.0)), (4.0, -8.0))
     ends = {
         "stochastic": [[2.0, -2.0], [2.5, -2.0]],
@@ -143,7 +143,9 @@ def test_errors_are_bounded():
     record = {"observation": torch.zeros(2, 4), "points": torch.zeros(2, 1, 2), "tau": torch.full((2, 1), 0.5)}
     far, near = (policy.errors(record | {"x": torch.full((2, 2), x)}) for x in (90.0, 0.5))
     assert (far == 20).all() and (near < 20).all()
-    assert not any(g.any() for g in torch.autograd.grad(far.sum(), list(policy.model.actor.parameters()), allow_unused=True) if g is not None)
+    assert not any(
+        g.any() for g in torch.autograd.grad(far.sum(), list(policy.model.actor.parameters()), allow_unused=True) if g is not None
+    )
 
 
 def test_pairs_apart_are_what_is_averaged_together():

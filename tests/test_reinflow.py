@@ -123,7 +123,9 @@ def test_a_density_out_of_bounds_has_no_gradient():
     said = policy.evaluate(rollout).logp
     assert said[0, 0] == -1 and said[1:].abs().max() < 1
     parameters = list(policy.model.actor.parameters())
-    assert not any(g.any() for g in torch.autograd.grad(said[0, 0], parameters, retain_graph=True, allow_unused=True) if g is not None)
+    assert not any(
+        g.any() for g in torch.autograd.grad(said[0, 0], parameters, retain_graph=True, allow_unused=True) if g is not None
+    )
     assert any(g.any() for g in torch.autograd.grad(said[1, 0], parameters, allow_unused=True) if g is not None)
 
 

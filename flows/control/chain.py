@@ -16,10 +16,9 @@ from flows.control.environment import Mode, Space
 from flows.control.networks import ActorCritic
 from flows.control.solver import gaussian_kl, shifted_logp
 from flows.control.trace import ActionTrace
-from studio.types import Evaluation, Rollout
+from studio.types import EVERY, Evaluation, Rollout
 
 LOGP = (-5.0, 2.0)  # bounds of a coordinate's log density in DPPO's diffusion chain
-EVERY = slice(None)
 
 
 class Steps(Protocol):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flows.control import alike
 from flows.control.environment import Mode, Space
-from flows.control.networks import ActorCritic, load_net, save_net
+from flows.control.networks import ActorCritic
 from flows.control.solver import gaussian_kl, noise_entropy, shifted_logp
 from flows.control.trace import ActionTrace
-from studio.seeds import row_seed
 from studio.types import Evaluation, Rollout
 
 LOG_STD = (-5.0, 2.0)
@@ -23,6 +22,8 @@ class GaussianPolicy:
 
     provides = frozenset({"logp", "entropy", "mean", "std", "noise", "value", "kl"})
     reduction = "sum"
+    begin = visit = alike.nothing
+    value, trainable, save, load = alike.value, alike.trainable, alike.save, alike.load
 
     def __init__(self, net: ActorCritic, space: Space, seed: int) -> None:
         self.model, self.space, self.seed = net, space, seed
@@ -33,12 +34,9 @@ class GaussianPolicy:
         assert self.model.log_std is not None
         return self.model.log_std.clamp(*LOG_STD).exp()
 
-    def begin(self, step: int) -> None:
-        """Nothing is kept before acting."""
-
     def draws(self, step: int, steps: int, rows: int) -> dict[str, Tensor]:
         """Noise ε for `rows` copies, [steps, rows, d], the same for any number of processes."""
-        own = torch.Generator().manual_seed(row_seed(self.seed, f"act/{step}", 0))
+        own = alike.random(self, step)
         return {"noise": torch.randn(steps, rows, self.space.action, generator=own)}
 
     def act(self, observation: Tensor, draw: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -52,17 +50,11 @@ class GaussianPolicy:
         mean = self.model.actor(observation)
         return mean + self.std * draw["noise"] if mode == "stochastic" else mean
 
-    def value(self, observation: Tensor) -> Tensor:
-        return self.model.critic(observation)[..., 0]
-
     def trace(self, record: dict[str, Tensor]) -> ActionTrace:
         """The trace of a stretch [N, T, ...] with what this policy says of it now."""
         std, mean = self.std.detach(), record["mean"]
         logp = shifted_logp(record["action"] - mean, torch.zeros_like(mean), std)
         return ActionTrace(record, Evaluation(logp=logp, mean=mean, std=std.expand_as(mean)))
-
-    def visit(self, step: int, epoch: int) -> None:
-        """Every pass asks the same."""
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
         """What the policy says now of recorded actions."""
@@ -79,12 +71,3 @@ class GaussianPolicy:
             value=self.value(record["observation"]),
             kl=gaussian_kl(mean - said.mean, std, said.std),
         )
-
-    def trainable(self) -> Iterable[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def save(self, folder: Path) -> None:
-        save_net(self.model, folder)
-
-    def load(self, folder: Path) -> None:
-        load_net(self.model, folder)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flows.control import alike
 from flows.control.environment import Mode, Space
 from flows.control.fidelity import fidelity
 from flows.control.likelihood import Shift, Times, draw_times, estimate
-from flows.control.networks import ActorCritic, load_net, save_net
+from flows.control.networks import ActorCritic
 from flows.control.recipe import Kind, Likelihood
 from flows.control.solver import gaussian_kl, midpoint, noise_entropy, shifted_logp
 from flows.control.trace import ActionTrace
 from studio.seeds import row_seed
 from studio.types import Credit, Evaluation, Rollout
-
 
 LOG_STD = (-5.0, 2.0)
 
@@ -47,8 +46,11 @@ class FlowPolicy:
 
     provides = frozenset({"logp", "entropy", "mean", "std", "noise", "velocity", "residual", "value", "kl"})
     reduction = "sum"
+    value, trainable, save, load = alike.value, alike.trainable, alike.save, alike.load
 
-    def __init__(self, net: ActorCritic, space: Space, steps: int, likelihood: Likelihood, seed: int, z: bool = True, fidelity: int = 0) -> None:
+    def __init__(
+        self, net: ActorCritic, space: Space, steps: int, likelihood: Likelihood, seed: int, z: bool = True, fidelity: int = 0
+    ) -> None:
         self.model, self.space, self.steps, self.likelihood, self.seed, self.z = net, space, steps, likelihood, seed, z
         self.old: nn.Module = copy.deepcopy(net.actor).requires_grad_(False)
         self.memory, self.fidelity = Gain(), fidelity
@@ -66,7 +68,7 @@ class FlowPolicy:
 
     def draws(self, step: int, steps: int, rows: int) -> dict[str, Tensor]:
         """Noise for `rows` copies, [steps, rows, d] by name: z and ε, the same for any number of processes."""
-        own = torch.Generator().manual_seed(row_seed(self.seed, f"act/{step}", 0))
+        own = alike.random(self, step)
         shape = (steps, rows, self.space.action)
         if step >= 0:  # of an iteration and not of an evaluation
             self._actions = steps * rows
@@ -97,9 +99,6 @@ class FlowPolicy:
         actor = self.model.actor
         time = actor.time(torch.tensor([tau]))  # type: ignore[operator]
         return actor(x, time.expand(len(x), -1), actor.observe(observation).expand(len(x), -1))  # type: ignore[operator]
-
-    def value(self, observation: Tensor) -> Tensor:
-        return self.model.critic(observation)[..., 0]
 
     def trace(self, record: dict[str, Tensor]) -> ActionTrace:
         """The trace of a stretch [N, T, ...] with what this policy says of it now."""
@@ -155,12 +154,3 @@ class FlowPolicy:
         if self.likelihood.gain:
             self.memory.value *= found["ratio/gain"]
         return found
-
-    def trainable(self) -> Iterable[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def save(self, folder: Path) -> None:
-        save_net(self.model, folder)
-
-    def load(self, folder: Path) -> None:
-        load_net(self.model, folder)
