@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from pruning.budget import Budget
 from pruning.evidence import Pairs
 from pruning.gates import HardConcrete, straight_through
 from pruning.gating import gated
+from pruning.rounds import Rounds, mark_gone
 from pruning.sites import Group
 from studio.errors import MissingError
 
@@ -41,9 +42,10 @@ class GatedPolicy:
         seed: int,
         fill: Mapping[str, Tensor] | None = None,
         batch: int = 16,
+        rounds: Rounds | None = None,
     ) -> None:
         self.dense, self.groups, self.budget, self.pairs, self.seed, self.fill = dense, list(groups), budget, pairs, seed, fill
-        self.batch = batch
+        self.batch, self.memory = batch, rounds
         self.model = nn.ParameterList([nn.Parameter(start[group.name].float().to(dense.device)) for group in groups])
         self.device = dense.device
         self._targets: dict[int, Tensor] = {}
@@ -73,6 +75,17 @@ class GatedPolicy:
             at = step * count + len(found)
         return found
 
+    def remove(self, share: float) -> None:
+        """What the present logits would not keep within this share of the network goes for good."""
+        assert self.memory is not None
+        kept = self.budget.keep({name: value.detach().cpu() for name, value in self.logits().items()}, share)
+        self.memory.remove(kept)
+        mark_gone(self.logits(), kept)
+
+    def unpruned(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that it came with."""
+        return nullcontext() if self.memory is None else self.memory.dense()
+
     @torch.no_grad()
     def target(self, rows: Sequence[int]) -> Tensor:
         """Final latents of the dense model for these pairs [N, *E]; each is computed once.
@@ -82,16 +95,19 @@ class GatedPolicy:
         for at in dict.fromkeys(row - row % self.batch for row in rows if row not in self._targets):
             whole = range(at, min(at + self.batch, len(self.pairs)))
             own = self.pairs.take(whole)
-            self._targets |= dict(zip(whole, self.dense.latents(own.prompts.text, own.seeds).cpu(), strict=True))
+            with self.unpruned():
+                made = self.dense.latents(own.prompts.text, own.seeds).cpu()
+            self._targets |= dict(zip(whole, made, strict=True))
         return torch.stack([self._targets[row] for row in rows]).to(self.device)
 
     @torch.no_grad()
     def steps(self, rows: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(x, sigma, velocity) of every step of the dense trajectories of these pairs."""
         own, taken = self.pairs.take(rows), []
-        self.dense.latents(own.prompts.text, own.seeds, record=taken.append)
-        velocity = self.dense.velocity(own.prompts.text)
-        return [(step.x, step.sigma, velocity(step.x, step.sigma).float()) for step in taken]
+        with self.unpruned():
+            self.dense.latents(own.prompts.text, own.seeds, record=taken.append)
+            velocity = self.dense.velocity(own.prompts.text)
+            return [(step.x, step.sigma, velocity(step.x, step.sigma).float()) for step in taken]
 
     @contextmanager
     def under(self, gates: Mapping[str, Tensor]) -> Iterator[None]:

@@ -137,7 +137,7 @@ class PruneRecipe:
         policy = Gated(
             self.model, self.sampler, self.prompts, self.target, self.sites, self.calibration, self.allocation,
             start=options.start, spread=getattr(options, "spread", 0.0), first=getattr(options, "first", None),
-            one_noise=options.one_noise, scope=self.scope(), fill=self.compensation.on,
+            one_noise=options.one_noise, scope=self.scope(), compensation=self.compensation, rounds=options.rounds,
         )  # fmt: skip
         train = Train(
             steps=self.learn.steps,
@@ -183,7 +183,8 @@ class Gated:
     first: str | None = None
     one_noise: bool = False
     scope: Scope = "global"
-    fill: bool = True  # a removed modulation output becomes its mean, as compensation has it; zero otherwise
+    compensation: Compensation = field(default_factory=Compensation)  # on: a removed modulation output becomes its mean, not zero
+    rounds: int = 0  # of removal and refit while the mask is learned, with compensation
 
     provides: ClassVar[frozenset[str]] = frozenset({"masks"})
     reads: ClassVar[str] = "image"

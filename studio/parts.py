@@ -43,7 +43,8 @@ class Parts:
     def stateful(self) -> dict[str, Any]:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         named |= {f"rewards.{name}": cached.reward for name, cached in self.rewards.rewards.items()}
-        return {name: part for name, part in named.items() if name != "policy" and isinstance(part, Stateful)}
+        named |= {"policy": getattr(self.policy, "memory", None)}  # what it remembers besides its weights
+        return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 
 
 def build_parts(recipe: Recipe, shard: Callable[[nn.Module], None] = lambda model: None) -> Parts:
