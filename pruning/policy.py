@@ -22,7 +22,7 @@ from studio.errors import MissingError
 if TYPE_CHECKING:
     from flows.policy import DenoisePolicy
 
-FILE = "logits.safetensors"
+FILE, BEGAN = "logits.safetensors", "start.safetensors"
 
 
 class GatedPolicy:
@@ -46,6 +46,7 @@ class GatedPolicy:
     ) -> None:
         self.dense, self.groups, self.budget, self.pairs, self.seed, self.fill = dense, list(groups), budget, pairs, seed, fill
         self.batch, self.memory = batch, rounds
+        self.start = {group.name: start[group.name].float().cpu().clone() for group in groups}
         self.model = nn.ParameterList([nn.Parameter(start[group.name].float().to(dense.device)) for group in groups])
         self.device = dense.device
         self._targets: dict[int, Tensor] = {}
@@ -133,11 +134,12 @@ class GatedPolicy:
         return list(self.model)
 
     def save(self, folder: Path) -> None:
-        """The logits, by group name; safetensors."""
+        """The logits, and those of the start, by group name; safetensors."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.detach().cpu() for name, value in self.logits().items()}, folder / FILE)
+        save_file(self.start, folder / BEGAN)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -147,13 +149,13 @@ class GatedPolicy:
             value.copy_(stored[name])
 
 
-def load_logits(folder: Path) -> dict[str, Tensor]:
+def load_logits(folder: Path, file: str = FILE) -> dict[str, Tensor]:
     """[units] per group name."""
     from safetensors.torch import load_file
 
-    if not (folder / FILE).is_file():
-        raise MissingError(f"{folder / FILE}: expected the logits of a mask, got no such file. Name a checkpoint of a prune run.")
-    return load_file(folder / FILE)
+    if not (folder / file).is_file():
+        raise MissingError(f"{folder / file}: expected the logits of a mask, got no such file. Name a checkpoint of a prune run.")
+    return load_file(folder / file)
 
 
 def gates_of(

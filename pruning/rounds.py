@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from pruning.compensate import Compensation, apply, refit
 from pruning.sites import Group, linear
 from pruning.surgery import Kept
 
+Weights = Mapping[str, tuple[Tensor, Tensor | None]]  # layer -> weight and bias
 GONE = -1e4  # logit of a unit that is gone: its gate is 0 and has no gradient
 
 
@@ -36,19 +37,9 @@ class Rounds:
         apply(self.network, self.weights)
         apply(self.network, refit(self.network, self.groups, kept, self.moments, self.settings))
 
-    @contextmanager
-    def dense(self) -> Iterator[None]:
+    def dense(self) -> AbstractContextManager[None]:
         """Inside, the network has its own weights."""
-        if self.kept is None:
-            yield
-            return
-        modules = dict(self.network.named_modules())
-        refitted = {name: _copies(linear(modules, name)) for name in self.weights}
-        apply(self.network, self.weights)
-        try:
-            yield
-        finally:
-            apply(self.network, refitted)
+        return nullcontext() if self.kept is None else swapped(self.network, self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": None if self.kept is None else dict(self.kept)}
@@ -56,6 +47,18 @@ class Rounds:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["kept"] is not None:
             self.remove(state["kept"])
+
+
+@contextmanager
+def swapped(network: nn.Module, weights: Weights) -> Iterator[None]:
+    """Inside, these layers have these weights and biases; afterwards their own again."""
+    modules = dict(network.named_modules())
+    own = {name: _copies(linear(modules, name)) for name in weights}
+    apply(network, weights)
+    try:
+        yield
+    finally:
+        apply(network, own)
 
 
 @torch.no_grad()

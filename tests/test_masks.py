@@ -216,7 +216,9 @@ def test_what_goes_in_a_round_is_refitted_for_and_stays_gone():
     whole = copy.deepcopy(policy.dense.model)
     whole.load_state_dict(before)
     refitted = refit(whole, policy.groups, kept, policy.memory.moments, policy.memory.settings)
-    assert refitted and any((whole.get_submodule(name).weight - weight).abs().max() > 1e-3 for name, (weight, _) in refitted.items())
+    assert refitted and any(
+        (whole.get_submodule(name).weight - weight).abs().max() > 1e-3 for name, (weight, _) in refitted.items()
+    )
     apply(whole, refitted)
     now = policy.dense.model.state_dict()
     assert all(torch.equal(now[name], value) for name, value in whole.state_dict().items())
