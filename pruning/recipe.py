@@ -12,6 +12,7 @@ from flows.sampler import Sampler
 from pruning.allocate import Allocation, Scope
 from pruning.budget import Target
 from pruning.calibrate import Calibration
+from pruning.choose import ROWS
 from pruning.compensate import Compensation
 from pruning.sites import KINDS, Sites
 from studio.config import Component, Kind, Weighted, component
@@ -218,6 +219,8 @@ def overview(recipe: PruneRecipe) -> dict[str, Any]:
         facts["updates of the gates"] = recipe.learn.steps
         facts["forwards per update"] = int(recipe.learn.rows * calls["replay"])
         facts["rows at a time"] = recipe.learn.rows // recipe.learn.parts
+        if getattr(recipe.criterion.options, "first", None) is not None:  # dense, learned mask, mask of the start
+            facts["forwards of the choice"] = int(3 * calls["rollout"] * min(ROWS, rows))
     facts["compensation"] = "closed form" if recipe.compensation.on else "off"
     facts["healing"] = recipe.heal.method if recipe.heal.method == "none" else f"{recipe.heal.method}, {recipe.heal.steps} steps"
     facts["criterion settings"] = ", ".join(f"{k} {v}" for k, v in asdict(recipe.criterion.options).items())

@@ -1,6 +1,9 @@
 """Learning masks: the gradient through the sampler, the noise of an update, the budget, and runs of the one loop."""
 
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -357,6 +360,32 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, whole, after):
     torch.manual_seed(123)
     assert train(recipe, Run.resume(run.folder)) == "finished"
     assert_same(outcome_of(run.folder), outcome_of(whole))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import torch
+torch.set_num_threads(1)
+import test_masks as shared
+
+recipe = shared.masks("criterion.settle=0.5")
+run = shared.fresh(recipe, Path(sys.argv[1]))
+shared.train(recipe, run, report=lambda step, _: os.kill(os.getpid(), 9) if step == int(sys.argv[2]) else None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [2, 3], ids=["in the rounds", "settled"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, whole, at):
+    """SIGKILL after an update is logged and before its checkpoint: the update is made again, from the weights of its round."""
+    where = {"cwd": Path(__file__).parents[1], "env": os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}, "timeout": 300}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(at)], capture_output=True, text=True, **where)
+    assert done.returncode == -9, done.stderr[-2000:]
+    assert RunView.open(tmp_path / "run").checkpoints()[-1] == at - 1
+    assert train(masks("criterion.settle=0.5"), Run.resume(tmp_path / "run")) == "finished"
+    assert_same(outcome_of(tmp_path / "run"), outcome_of(whole))
 
 
 def outcome_of(folder: Path):
