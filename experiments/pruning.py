@@ -98,7 +98,7 @@ def aligned(root: Path, seed: int, run: Path | None) -> None:
     for name, share in ledger.missing(wanted):
         own = [*model, *([f"criterion.reward={REWARD_WEIGHT}", "protect={clip: 1.0}"] if name == "latent+reward" else [])]
         options, scope = settings_of("end-to-end", seed, share, own)
-        pair = learned(root, f"aligned-{name}-{share:g}-{seed}", "shapes/end-to-end", seed, share, own)
+        pair = learned(root, f"aligned-{name.replace('+', '-')}-{share:g}-{seed}", "shapes/end-to-end", seed, share, own)
         found, taken = chosen(bench, pair, options, scope, share)
         same = {"part": "aligned", "criterion": name, "share": share, "seed": seed, "taken": taken}
         ledger.add(same | cell(bench, found, options, scope, share))
