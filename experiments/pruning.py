@@ -74,14 +74,17 @@ def base(root: Path, seed: int) -> None:
     scores: dict[str, Any] = {}
     for name, share in ledger.missing(wanted):
         options, scope = settings_of(name, seed, share, [])
+        taken = "scores"
         if name in TRAINING_FREE:
             if name not in scores:
                 scores[name] = score_of(bench, name, seed)
             found = scores[name]
         else:
             single = SHARES[1] if name == "ecodiff" else share  # its masks know of no budget: one training serves all
-            found = learned(root, f"{name}-{single:g}-{seed}", f"shapes/{name}", seed, single, [])
-        ledger.add({"part": "base", "criterion": name, "share": share, "seed": seed, **cell(bench, found, options, scope, share)})
+            pair = learned(root, f"{name}-{single:g}-{seed}", f"shapes/{name}", seed, single, [])
+            found, taken = chosen(bench, pair, options, scope, share)
+        same = {"part": "base", "criterion": name, "share": share, "seed": seed, "taken": taken}
+        ledger.add(same | cell(bench, found, options, scope, share))
 
 
 def aligned(root: Path, seed: int, run: Path | None) -> None:
@@ -95,10 +98,10 @@ def aligned(root: Path, seed: int, run: Path | None) -> None:
     for name, share in ledger.missing(wanted):
         own = [*model, *([f"criterion.reward={REWARD_WEIGHT}", "protect={clip: 1.0}"] if name == "latent+reward" else [])]
         options, scope = settings_of("end-to-end", seed, share, own)
-        found = learned(root, f"aligned-{name}-{share:g}-{seed}", "shapes/end-to-end", seed, share, own)
-        ledger.add(
-            {"part": "aligned", "criterion": name, "share": share, "seed": seed, **cell(bench, found, options, scope, share)}
-        )
+        pair = learned(root, f"aligned-{name.replace('+', '-')}-{share:g}-{seed}", "shapes/end-to-end", seed, share, own)
+        found, taken = chosen(bench, pair, options, scope, share)
+        same = {"part": "aligned", "criterion": name, "share": share, "seed": seed, "taken": taken}
+        ledger.add(same | cell(bench, found, options, scope, share))
 
 
 def aligned_model(root: Path, run: Path | None) -> Path:
@@ -150,10 +153,12 @@ def score_of(bench: Bench, name: str, seed: int) -> Mapping[str, Any]:
     return score(bench.policy, bench.groups, component("criterion", name).options, bench.pairs, bench.recipe.calibration, seed)
 
 
-def learned(root: Path, name: str, recipe: str, seed: int, share: float, overrides: list[str]) -> Mapping[str, Any]:
-    """Logits of a mask that is trained once, by the loop and in a run folder."""
+def learned(
+    root: Path, name: str, recipe: str, seed: int, share: float, overrides: list[str]
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Logits of a mask that is trained once, by the loop and in a run folder, and those it started from in some order."""
     from pruning.launch import load_prune_recipe
-    from pruning.policy import load_logits
+    from pruning.policy import BEGAN, load_logits
     from studio.config import dump
     from studio.run import Run, RunView
     from studio.state import final_weights
@@ -166,26 +171,52 @@ def learned(root: Path, name: str, recipe: str, seed: int, share: float, overrid
         train(own.training(), run)
     elif RunView.open(folder).status["state"] != "finished":
         train(own.training(), Run.resume(folder))
-    return load_logits(final_weights(folder))
+    weights = final_weights(folder)
+    return load_logits(weights), load_logits(weights, BEGAN) if hasattr(own.criterion.options, "spread") else None
 
 
-def cell(bench: Bench, scores: Mapping[str, Any], options: Any, scope: str, share: float) -> dict[str, float]:
-    """Latent error and rewards of the cut network, bare and compensated."""
+def chosen(bench: Bench, found: tuple[Mapping[str, Any], Mapping[str, Any] | None], options: Any, scope: str, share: float) -> Any:
+    """What `studio prune` takes: the learned mask, or the one it started from where that cuts better on calibration pairs."""
+    from pruning.choose import errors
+    from pruning.compensate import Compensation, refit
+
+    learned, start = found
+    if start is None:
+        return learned, "learned"
+    budget, each = budget_of_cell(bench, options, scope, share), {"learned": learned, "start": start}
+    masks = {name: budget.keep(scores) for name, scores in each.items()}
+    network, moments = bench.policy.model, bench.moments.inputs
+
+    def refitted(kept: Any) -> Any:
+        return refit(network, bench.groups, kept, moments, Compensation())
+
+    compared = errors(bench.policy, bench.groups, masks, refitted, {}, bench.pairs, 32)
+    best = min(compared, key=lambda name: compared[name])
+    return each[best], best
+
+
+def budget_of_cell(bench: Bench, options: Any, scope: str, share: float) -> Any:
     from pruning.allocate import Allocation
     from pruning.budget import Target
     from pruning.build import budget_of
-    from pruning.compensate import Compensation, apply, refit
-    from pruning.measure import latent_error, look
-    from pruning.surgery import cut
 
-    budget = budget_of(
+    return budget_of(
         bench.policy,
         bench.groups,
         Target(params=share),
         Allocation(),
-        scope,
-        per_cost=options.per_cost,  # type: ignore[arg-type]
+        scope,  # type: ignore[arg-type]
+        per_cost=options.per_cost,
     )
+
+
+def cell(bench: Bench, scores: Mapping[str, Any], options: Any, scope: str, share: float) -> dict[str, float]:
+    """Latent error and rewards of the cut network, bare and compensated."""
+    from pruning.compensate import Compensation, apply, refit
+    from pruning.measure import latent_error, look
+    from pruning.surgery import cut
+
+    budget = budget_of_cell(bench, options, scope, share)
     kept = budget.keep(scores)
     network, found = bench.policy.model, {"params_kept": budget.remaining({k: len(v) for k, v in kept.items()})}
     found |= {f"dense.{k}": v for k, v in bench.target.evaluated.means().items()}

@@ -19,6 +19,7 @@ from pruning.costs import unit_flops
 from pruning.evidence import Pairs, draw_pairs, loss_gradients, observe
 from pruning.measure import one_forward
 from pruning.policy import GatedPolicy
+from pruning.rounds import Rounds
 from pruning.scores import Evidence, Scores
 from pruning.sites import Group
 from studio.config import component
@@ -98,9 +99,17 @@ def gated_policy(block: Gated, seed: int) -> GatedPolicy:
         found = score(dense, groups, criterion, pairs, block.calibration, seed)
         start = ordered(groups, found, block.start, block.spread, criterion)
     fill = None
-    if block.fill and any(group.kind == "modulation" for group in groups):
+    if block.compensation.on and any(group.kind == "modulation" for group in groups):
         fill = observe(dense, groups, pairs, block.calibration, frozenset({"fill"})).fill(groups)
-    return GatedPolicy(dense, groups, budget, pairs, start=start, seed=seed, fill=fill, batch=block.calibration.batch)
+    rounds = None
+    if block.rounds > 1 and block.compensation.on:
+        own = [group for group in groups if group.consumers]
+        rounds = Rounds(
+            dense.model, groups, observe(dense, own, pairs, block.calibration, frozenset({"gram"})).inputs, block.compensation
+        )
+    return GatedPolicy(
+        dense, groups, budget, pairs, start=start, seed=seed, fill=fill, batch=block.calibration.batch, rounds=rounds
+    )
 
 
 def ordered(groups: Sequence[Group], scores: Scores, start: float, spread: float, criterion: Any) -> dict[str, Tensor]:

@@ -93,6 +93,7 @@ class MaskObjective:
     settle: float = 0.0  # share of the updates, at the end, with the 0/1 mask that would be deployed
     reward: float = 0.0  # weight of mean max(R_dense - R_gated, 0), R the recipe's differentiable rewards
     per_step: bool = False  # match every velocity on dense latents instead of the final latents
+    rounds: int = 0  # removals for good while the budget falls
     needs: ClassVar[frozenset[str]] = frozenset({"masks"})
     iteration: ClassVar[str] = "pruning.learn:learn"
 
@@ -100,6 +101,11 @@ class MaskObjective:
         """mean_E (ẑ - z)², or that over mean_E z²  -> [N]"""
         square = ((made.float() - target.float()) ** 2).flatten(1).mean(1)
         return square / (target.float() ** 2).flatten(1).mean(1) if self.relative else square
+
+    def removes(self, step: int, steps: int) -> bool:
+        """Whether a round ends at this update: after equal parts of the fall but the last, which stays open to the end."""
+        ramp = getattr(self.penalty, "ramp", 0.0)
+        return step in {round(steps * ramp * k / self.rounds) for k in range(1, self.rounds)}
 
     def update(self, rollout: Rollout) -> None:
         """Nothing is learned from rewards."""
@@ -131,6 +137,7 @@ class EcoDiff:
     scope: ClassVar[Scope] = "kind"
     per_cost: ClassVar[bool] = False
     first: ClassVar[None] = None
+    rounds: ClassVar[int] = 0
     reward: ClassVar[float] = 0.0
 
     def gate(self) -> HardConcrete:
@@ -144,7 +151,9 @@ class EcoDiff:
 class EndToEnd:
     """End-to-end masks with an exact budget: expected cost under a multiplier, many noises, and a settled 0/1 phase at the end.
 
-    Gates start in the order of a training-free criterion, so that the updates are spent on what it gets wrong.
+    Gates start in the order of a training-free criterion, so that the updates are spent on what it gets wrong. With
+    compensation, what goes in a round goes for good and the rest is refitted at once: gates then see the weights that will be
+    deployed. That needs the Gram matrices of all layers together.
     """
 
     start: float = 2.0  # mean logit of the start
@@ -154,6 +163,7 @@ class EndToEnd:
     rate: Annotated[float, Field(gt=0)] = 50.0  # ρ of the budget
     ramp: Share = 0.7  # share of the updates over which the budget falls to the target
     settle: Share = 0.6
+    rounds: Annotated[int, Field(ge=0)] = 4  # in which units are removed and the rest is refitted; 0 or 1 = only at the end
     per_step: bool = False
     reward: Annotated[float, Field(ge=0)] = 0.0  # weight of the reward that is lost; needs a differentiable reward in `protect`
     one_noise: bool = False
@@ -169,4 +179,5 @@ class EndToEnd:
 
     def objective(self) -> MaskObjective:
         penalty = BudgetPenalty(self.rate, self.ramp)
-        return MaskObjective(self.gate(), penalty, relative=True, settle=self.settle, reward=self.reward, per_step=self.per_step)
+        options: Any = {"settle": self.settle, "reward": self.reward, "per_step": self.per_step, "rounds": self.rounds}
+        return MaskObjective(self.gate(), penalty, relative=True, **options)

@@ -30,6 +30,8 @@ def learn(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: 
     rows = policy.rows(step, count)
     mine = rows[processes.rank * len(rows) // processes.world : (processes.rank + 1) * len(rows) // processes.world]
     settled = progress >= 1 - objective.settle
+    if policy.memory is not None and objective.removes(step, recipe.train.steps):
+        policy.remove(objective.penalty.now(policy.budget.share, progress))
     now = objective.penalty.now(policy.budget.share, progress)
     gates, opens = gates_of(policy, objective.gate, step, settled=now if settled else None)
     leaves = {name: gate.detach().requires_grad_() for name, gate in gates.items()}

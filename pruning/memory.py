@@ -18,6 +18,7 @@ and on top of it, with g = 2 under guidance and 1 without it, and B = calibratio
                                   model.gradient_checkpointing recomputes one at a time
                  record           16·D·R·T       T steps, each of D numbers
                  logits           16·U           U units: logits, gradients, Adam's moments
+                 gram, solver     as for scoring, all layers at once, where criterion.rounds refit while a mask is learned
     compensation rows, gram, solver              as for scoring
     pictures     rows I·K·g + decoding 5000·X    K = min(batch, evaluate) pictures, X pixels decoded at once
 
@@ -94,7 +95,10 @@ def memory_plan(recipe: PruneRecipe) -> list[Stage] | None:
         kept = _kept(backbone, model, groups)
         record = 16.0 * prod(backbone.latent_shape) * rows * recipe.sampler.steps
         logits = 16.0 * sum(group.units for group in groups)
-        stages.append(Stage("updates", base | {"activations": kept * rows * guided, "record": record, "logits": logits}))
+        uses = {"activations": kept * rows * guided, "record": record, "logits": logits}
+        if recipe.compensation.on and recipe.criterion.options.rounds > 1:
+            uses |= _grams(network, groups, 1)
+        stages.append(Stage("updates", base | uses))
     if recipe.compensation.on:
         stages.append(
             Stage("compensation", base | {"rows": working * batch} | _grams(network, groups, recipe.calibration.packages))

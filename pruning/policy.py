@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from pruning.budget import Budget
 from pruning.evidence import Pairs
 from pruning.gates import HardConcrete, straight_through
 from pruning.gating import gated
+from pruning.rounds import Rounds, mark_gone
 from pruning.sites import Group
 from studio.errors import MissingError
 
 if TYPE_CHECKING:
     from flows.policy import DenoisePolicy
 
-FILE = "logits.safetensors"
+FILE, BEGAN = "logits.safetensors", "start.safetensors"
 
 
 class GatedPolicy:
@@ -41,9 +42,11 @@ class GatedPolicy:
         seed: int,
         fill: Mapping[str, Tensor] | None = None,
         batch: int = 16,
+        rounds: Rounds | None = None,
     ) -> None:
         self.dense, self.groups, self.budget, self.pairs, self.seed, self.fill = dense, list(groups), budget, pairs, seed, fill
-        self.batch = batch
+        self.batch, self.memory = batch, rounds
+        self.start = {group.name: start[group.name].float().cpu().clone() for group in groups}
         self.model = nn.ParameterList([nn.Parameter(start[group.name].float().to(dense.device)) for group in groups])
         self.device = dense.device
         self._targets: dict[int, Tensor] = {}
@@ -73,6 +76,17 @@ class GatedPolicy:
             at = step * count + len(found)
         return found
 
+    def remove(self, share: float) -> None:
+        """What the present logits would not keep within this share of the network goes for good."""
+        assert self.memory is not None
+        kept = self.budget.keep({name: value.detach().cpu() for name, value in self.logits().items()}, share)
+        self.memory.remove(kept)
+        mark_gone(self.logits(), kept)
+
+    def unpruned(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that it came with."""
+        return nullcontext() if self.memory is None else self.memory.dense()
+
     @torch.no_grad()
     def target(self, rows: Sequence[int]) -> Tensor:
         """Final latents of the dense model for these pairs [N, *E]; each is computed once.
@@ -82,16 +96,19 @@ class GatedPolicy:
         for at in dict.fromkeys(row - row % self.batch for row in rows if row not in self._targets):
             whole = range(at, min(at + self.batch, len(self.pairs)))
             own = self.pairs.take(whole)
-            self._targets |= dict(zip(whole, self.dense.latents(own.prompts.text, own.seeds).cpu(), strict=True))
+            with self.unpruned():
+                made = self.dense.latents(own.prompts.text, own.seeds).cpu()
+            self._targets |= dict(zip(whole, made, strict=True))
         return torch.stack([self._targets[row] for row in rows]).to(self.device)
 
     @torch.no_grad()
     def steps(self, rows: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(x, sigma, velocity) of every step of the dense trajectories of these pairs."""
         own, taken = self.pairs.take(rows), []
-        self.dense.latents(own.prompts.text, own.seeds, record=taken.append)
-        velocity = self.dense.velocity(own.prompts.text)
-        return [(step.x, step.sigma, velocity(step.x, step.sigma).float()) for step in taken]
+        with self.unpruned():
+            self.dense.latents(own.prompts.text, own.seeds, record=taken.append)
+            velocity = self.dense.velocity(own.prompts.text)
+            return [(step.x, step.sigma, velocity(step.x, step.sigma).float()) for step in taken]
 
     @contextmanager
     def under(self, gates: Mapping[str, Tensor]) -> Iterator[None]:
@@ -117,11 +134,12 @@ class GatedPolicy:
         return list(self.model)
 
     def save(self, folder: Path) -> None:
-        """The logits, by group name; safetensors."""
+        """The logits, and those of the start, by group name; safetensors."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.detach().cpu() for name, value in self.logits().items()}, folder / FILE)
+        save_file(self.start, folder / BEGAN)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -131,13 +149,13 @@ class GatedPolicy:
             value.copy_(stored[name])
 
 
-def load_logits(folder: Path) -> dict[str, Tensor]:
+def load_logits(folder: Path, file: str = FILE) -> dict[str, Tensor]:
     """[units] per group name."""
     from safetensors.torch import load_file
 
-    if not (folder / FILE).is_file():
-        raise MissingError(f"{folder / FILE}: expected the logits of a mask, got no such file. Name a checkpoint of a prune run.")
-    return load_file(folder / FILE)
+    if not (folder / file).is_file():
+        raise MissingError(f"{folder / file}: expected the logits of a mask, got no such file. Name a checkpoint of a prune run.")
+    return load_file(folder / file)
 
 
 def gates_of(

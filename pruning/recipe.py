@@ -12,6 +12,7 @@ from flows.sampler import Sampler
 from pruning.allocate import Allocation, Scope
 from pruning.budget import Target
 from pruning.calibrate import Calibration
+from pruning.choose import ROWS
 from pruning.compensate import Compensation
 from pruning.sites import KINDS, Sites
 from studio.config import Component, Kind, Weighted, component
@@ -138,7 +139,7 @@ class PruneRecipe:
         policy = Gated(
             self.model, self.sampler, self.prompts, self.target, self.sites, self.calibration, self.allocation,
             start=options.start, spread=getattr(options, "spread", 0.0), first=getattr(options, "first", None),
-            one_noise=options.one_noise, scope=self.scope(), fill=self.compensation.on,
+            one_noise=options.one_noise, scope=self.scope(), compensation=self.compensation, rounds=options.rounds,
         )  # fmt: skip
         train = Train(
             steps=self.learn.steps,
@@ -184,7 +185,8 @@ class Gated:
     first: str | None = None
     one_noise: bool = False
     scope: Scope = "global"
-    fill: bool = True  # a removed modulation output becomes its mean, as compensation has it; zero otherwise
+    compensation: Compensation = field(default_factory=Compensation)  # on: a removed modulation output becomes its mean, not zero
+    rounds: int = 0  # of removal and refit while the mask is learned, with compensation
 
     provides: ClassVar[frozenset[str]] = frozenset({"masks"})
     reads: ClassVar[str] = "image"
@@ -218,6 +220,8 @@ def overview(recipe: PruneRecipe) -> dict[str, Any]:
         facts["updates of the gates"] = recipe.learn.steps
         facts["forwards per update"] = int(recipe.learn.rows * calls["replay"])
         facts["rows at a time"] = recipe.learn.rows // recipe.learn.parts
+        if getattr(recipe.criterion.options, "first", None) is not None:  # dense, learned mask, mask of the start
+            facts["forwards of the choice"] = int(3 * calls["rollout"] * min(ROWS, rows))
     facts["compensation"] = "closed form" if recipe.compensation.on else "off"
     facts["healing"] = recipe.heal.method if recipe.heal.method == "none" else f"{recipe.heal.method}, {recipe.heal.steps} steps"
     facts["criterion settings"] = ", ".join(f"{k} {v}" for k, v in asdict(recipe.criterion.options).items())

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from flows.policy import DenoisePolicy
 from pruning.budget import Budget
 from pruning.build import budget_of, dense_policy, operations, score
 from pruning.calibrate import packages
+from pruning.choose import errors, mask_of
 from pruning.compact import Facts, save_compact
 from pruning.compensate import apply, refit
 from pruning.evidence import draw_pairs, observe
 from pruning.gating import gated
 from pruning.heal import PRUNED, START, heal, healed_policy
 from pruning.measure import Seen, latent_error, look, one_forward, parameters, seconds
-from pruning.policy import load_logits
+from pruning.policy import BEGAN, load_logits
 from pruning.recipe import PruneRecipe
 from pruning.sites import Group, total_params
 from pruning.surgery import Kept, cut
@@ -95,6 +97,8 @@ class Work:
         self.stages: list[Stage] = []
         self.target: Seen | None = None
         self.fill: dict[str, Tensor] = {}
+        if any(group.kind == "modulation" for group in self.groups) and recipe.compensation.on:
+            self.fill = observe(policy, self.groups, self.pairs, recipe.calibration, frozenset({"fill"})).fill(self.groups)
         options = recipe.criterion.options
         self.budget: Budget = budget_of(
             policy, self.groups, recipe.target, recipe.allocation, recipe.scope(), per_cost=options.per_cost
@@ -104,7 +108,7 @@ class Work:
         """The units that stay: by the learned logits, or by the criterion's scores, within the budget."""
         recipe = self.recipe
         if recipe.learned:
-            scores: Mapping[str, Tensor] = load_logits(final_weights(self.run.folder))
+            scores: Mapping[str, Tensor] = self._better(final_weights(self.run.folder))
         else:
             self.tell(f"scoring units by {recipe.criterion.name} on {len(self.pairs)} trajectories")
             scores = score(self.policy, self.groups, recipe.criterion.options, self.pairs, recipe.calibration, recipe.seed)
@@ -121,9 +125,6 @@ class Work:
 
     def masked(self, kept: Kept) -> None:
         """The mask without compensation: what the criterion alone achieves."""
-        if any(group.kind == "modulation" for group in self.groups) and self.recipe.compensation.on:
-            fill = observe(self.policy, self.groups, self.pairs, self.recipe.calibration, frozenset({"fill"}))
-            self.fill = fill.fill(self.groups)
         with gated(self.policy.model, self.groups, mask_of(self.groups, kept, self.policy.device), self.fill):
             seen = look(self.policy, self.test, self.rewards, EVALUATION_SEED, self.recipe.calibration.batch)
         self._note("cut", seen)
@@ -216,6 +217,20 @@ class Work:
             "groups": [{"name": g.name, "kind": g.kind, "units": g.units, "kept": units[g.name]} for g in self.groups],
         }
 
+    def _better(self, folder: Path) -> Mapping[str, Tensor]:
+        """The learned logits, or those they started from where these cut better: far below what a network can bear, they may."""
+        learned = load_logits(folder)
+        if getattr(self.recipe.criterion.options, "first", None) is None:
+            return learned
+        each = {"learned": learned, "start": load_logits(folder, BEGAN)}
+        masks = {name: self.budget.keep(scores) for name, scores in each.items()}
+        refitted = self._refitted if self.recipe.compensation.on else lambda kept: {}
+        batch = self.recipe.calibration.batch
+        found = errors(self.policy, self.groups, masks, refitted, self.fill, self.pairs, batch)
+        best = min(found, key=lambda name: found[name])
+        self.tell("calibration error: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()) + f"; {best} is taken")
+        return each[best]
+
     def _refitted(self, kept: Kept) -> dict[str, tuple[Tensor, Tensor | None]]:
         """New consumer weights, package by package, all from the dense network."""
         recipe, done = self.recipe, {}
@@ -261,15 +276,6 @@ class Work:
         for step, each in ((0, self.target), (max(1, self.recipe.learn.steps if self.recipe.learned else 1), seen)):
             count = min(24, len(self.test))
             self.run.save_samples(step, each.evaluated.images[:count].cpu(), records(step, each.evaluated, count))
-
-
-def mask_of(groups: list[Group], kept: Kept, device: Any) -> dict[str, Tensor]:
-    """0/1 gates [units] per group."""
-    gates = {}
-    for group in groups:
-        gates[group.name] = torch.zeros(group.units, device=device)
-        gates[group.name][kept[group.name].to(device)] = 1.0
-    return gates
 
 
 def verify(sliced: Tensor, expected: Tensor) -> float:

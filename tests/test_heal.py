@@ -109,7 +109,8 @@ def test_the_first_replay_is_as_exact_as_the_weights(tmp_path, model, tolerance)
 def test_masks_are_trained_as_they_will_be_cut(on):
     """Removed modulation outputs become their mean with compensation, and zero without."""
     overrides = [f"compensation={{on: {on}}}", "criterion.first=wanda", "sites.kinds=[modulation]"]
-    assert load_prune_recipe("shapes/end-to-end", [*overrides, "target.params=0.99"])[0].training().policy.options.fill is on
+    recipe, _ = load_prune_recipe("shapes/end-to-end", [*overrides, "target.params=0.99"])
+    assert recipe.training().policy.options.compensation.on is on
 
 
 @pytest.mark.slow

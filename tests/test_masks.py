@@ -1,5 +1,9 @@
 """Learning masks: the gradient through the sampler, the noise of an update, the budget, and runs of the one loop."""
 
+import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +15,13 @@ from test_train import fresh
 
 import pruning.learn
 from pruning.budget import Budget
+from pruning.compensate import apply, refit
 from pruning.ecodiff import BudgetPenalty, MaskObjective, NormPenalty
 from pruning.gates import HardConcrete, straight_through
 from pruning.launch import load_prune_recipe
 from pruning.learn import learn
 from pruning.policy import GatedPolicy, gates_of, load_logits
+from pruning.rounds import GONE
 from pruning.sites import Group
 from studio.dist import Processes
 from studio.errors import MissingError
@@ -98,7 +104,7 @@ def test_a_gradient_along_the_budget_changes_no_cost(policy):
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("settled", [False, True], ids=["noisy gates", "settled gates"])
 def test_the_recomputed_gradient_is_that_of_plain_back_propagation(guidance, settled, monkeypatch):
-    recipe, step = masks(f"sampler.guidance={guidance}"), 3 if settled else 1
+    recipe, step = masks(f"sampler.guidance={guidance}", "criterion.rounds=0"), 3 if settled else 1
     found, values, _ = gradient(recipe, step, monkeypatch)
     wanted = plain(recipe, step, settled=settled)
     for a, b in zip(found, wanted, strict=True):
@@ -115,7 +121,7 @@ def test_two_parts_give_the_gradient_of_one(monkeypatch):
 
 
 def test_the_per_step_variant_matches_velocities_on_dense_latents(monkeypatch):
-    recipe = masks("criterion.per_step=true")
+    recipe = masks("criterion.per_step=true", "criterion.rounds=0")
     found, _, policy = gradient(recipe, 1, monkeypatch)
     rows = policy.rows(1, 4)
     own = policy.pairs.take(rows)
@@ -198,6 +204,40 @@ def test_settled_gates_are_the_mask_that_would_be_deployed(policy):
     removed = sum((g.units - len(kept[g.name])) * g.params for g in policy.groups)
     whole = sum(p.numel() for p in policy.dense.model.parameters())
     assert 0 <= 0.05 * whole - removed < max(g.params for g in policy.groups)
+
+
+def test_what_goes_in_a_round_is_refitted_for_and_stays_gone():
+    """The network of a round is the dense one with refitted consumers; targets stay the dense model's; nothing comes back."""
+    policy = build_parts(masks()).policy
+    before = {name: value.clone() for name, value in policy.dense.model.state_dict().items()}
+    wanted = policy.target([0, 1])
+    policy.remove(0.97)
+    kept = policy.budget.keep(policy.logits(), 0.97)
+    assert {name: (value > GONE).nonzero().flatten().tolist() for name, value in policy.logits().items()} == {
+        name: value.tolist() for name, value in kept.items()
+    }
+    whole = copy.deepcopy(policy.dense.model)
+    whole.load_state_dict(before)
+    refitted = refit(whole, policy.groups, kept, policy.memory.moments, policy.memory.settings)
+    assert refitted and any(
+        (whole.get_submodule(name).weight - weight).abs().max() > 1e-3 for name, (weight, _) in refitted.items()
+    )
+    apply(whole, refitted)
+    now = policy.dense.model.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in whole.state_dict().items())
+    with policy.unpruned():
+        assert all(torch.equal(policy.dense.model.state_dict()[name], value) for name, value in before.items())
+    policy._targets.clear()
+    assert torch.equal(policy.target([0, 1]), wanted)
+    assert all(torch.equal(policy.dense.model.state_dict()[name], value) for name, value in whole.state_dict().items())
+    later = policy.budget.keep(policy.logits(), 0.96)
+    assert all(set(later[name].tolist()) <= set(value.tolist()) for name, value in kept.items())
+
+
+@pytest.mark.parametrize(("steps", "rounds", "at"), [(80, 4, {14, 28, 42}), (80, 1, set()), (80, 0, set()), (10, 3, {2, 5})])
+def test_rounds_end_after_equal_parts_of_the_fall_but_the_last(steps, rounds, at):
+    objective = MaskObjective(HardConcrete(), BudgetPenalty(1.0, 0.7), rounds=rounds)
+    assert {step for step in range(steps) if objective.removes(step, steps)} == at
 
 
 def test_logits_come_back_from_their_file(policy, tmp_path):
@@ -320,6 +360,32 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, whole, after):
     torch.manual_seed(123)
     assert train(recipe, Run.resume(run.folder)) == "finished"
     assert_same(outcome_of(run.folder), outcome_of(whole))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import torch
+torch.set_num_threads(1)
+import test_masks as shared
+
+recipe = shared.masks("criterion.settle=0.5")
+run = shared.fresh(recipe, Path(sys.argv[1]))
+shared.train(recipe, run, report=lambda step, _: os.kill(os.getpid(), 9) if step == int(sys.argv[2]) else None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [2, 3], ids=["in the rounds", "settled"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, whole, at):
+    """SIGKILL after an update is logged and before its checkpoint: the update is made again, from the weights of its round."""
+    where = {"cwd": Path(__file__).parents[1], "env": os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}, "timeout": 300}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(at)], capture_output=True, text=True, **where)
+    assert done.returncode == -9, done.stderr[-2000:]
+    assert RunView.open(tmp_path / "run").checkpoints()[-1] == at - 1
+    assert train(masks("criterion.settle=0.5"), Run.resume(tmp_path / "run")) == "finished"
+    assert_same(outcome_of(tmp_path / "run"), outcome_of(whole))
 
 
 def outcome_of(folder: Path):
