@@ -1,9 +1,9 @@
 """What the loop costs beyond the calls it cannot do without, and what PolicyFlow's update costs beyond PPO's.
 
 Bare, on the same batch shapes: while acting, every call of the actor and of the environment, and one of the critic; in the update,
-forward and backward of actor and critic for every minibatch and the optimizer's steps; no noise, no record, no advantages, no ratio,
-no statistics. `loop_overhead` is PolicyFlow's. Both policies have the same hidden layers. Timed in turn in one process; medians over
-turns.
+forward and backward of actor and critic for every minibatch and the optimizer's steps; no noise, no record, no advantages, no
+ratio, no statistics. `loop_overhead` is PolicyFlow's. Both policies have the same hidden layers. Timed in turn in one process;
+medians over turns.
 
     python -m benchmarks.control
 """
@@ -39,7 +39,10 @@ def main() -> None:
     arguments.add_argument("overrides", nargs="*")
     given = arguments.parse_args()
     torch.set_num_threads(given.threads)
-    recipes = {name: load_recipe(f"control/multigoal-{name}", ["policy.fidelity=0", *given.overrides][name == "ppo" :])[0] for name in NAMES}
+    recipes = {
+        name: load_recipe(f"control/multigoal-{name}", ["policy.fidelity=0", *given.overrides][name == "ppo" :])[0]
+        for name in NAMES
+    }
     parts = {name: build_parts(recipe) for name, recipe in recipes.items()}
     times: dict[str, list[float]] = {f"{name}.{what}": [] for name in NAMES for what in ("sample", "update", "act", "learn")}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 """Control policies on MultiGoal-6, and what classic tasks say of PolicyFlow against Gaussian PPO.
 
-`multigoal`: success, goals covered, action entropy, return and seconds of every method. PPO also runs with larger entropy bonuses; its
-row "ppo, matched" is the one whose action entropy is closest to PolicyFlow's. `tasks`: returns at the end of Pendulum, a small PointMaze
-and Hopper. `fidelity`: the four likelihoods on MultiGoal-6. Finished runs are kept, so that several of these with different --only
-share the work and one without it writes docs/experiments/policyflow.json and .md.
+`multigoal`: success, goals covered, action entropy, return and seconds of every method. PPO also runs with larger entropy
+bonuses; its row "ppo, matched" is the one whose action entropy is closest to PolicyFlow's. `tasks`: returns at the end of
+Pendulum, a small PointMaze and Hopper. `fidelity`: the four likelihoods on MultiGoal-6. Finished runs are kept, so that several of
+these with different --only share the work and one without it writes docs/experiments/policyflow.json and .md.
 
     python -m experiments.policyflow --seeds 5
 """
@@ -139,8 +139,8 @@ closest to that of PolicyFlow with the published weight.
 
 ## Ratio fidelity
 
-The estimated likelihood ratio against the exact one after the updates of an iteration, every 10 iterations; `update_s` is the time of
-an iteration's updates.
+The estimated likelihood ratio against the exact one after the updates of an iteration, every 10 iterations; `update_s` is the
+time of an iteration's updates.
 
 | likelihood | {" | ".join(told)} |
 |---|{"---|" * len(told)}
@@ -174,11 +174,14 @@ def findings(goals: dict[str, list[dict[str, float]]]) -> str:
     good = {name: runs for name, runs in flows.items() if mean(runs, "success") >= 0.9}
     best = max(good or flows, key=lambda name: mean(flows[name], "covered"))
     kind = "with success of at least 0.9" if good else "although none reaches success of 0.9"
-    text = f"PolicyFlow covers {mean(flows[best], 'covered'):.1f} of 6 goals at success {mean(flows[best], 'success'):.2f} ({best}, the "
-    text += f"widest {kind}); Gaussian PPO covers {mean(goals['ppo'], 'covered'):.1f} at {mean(goals['ppo'], 'success'):.2f}."
-    published = "policyflow, brownian 0.25"
-    text += f" The published weight 0.25 covers {mean(goals[published], 'covered'):.1f} at {mean(goals[published], 'success'):.2f}, with "
-    text += f"a return of {mean(goals[published], 'return'):.2f} against {mean(goals['policyflow, brownian 0'], 'return'):.2f} without it."
+
+    def told(name: str) -> str:
+        return f"{mean(goals[name], 'covered'):.1f} of 6 goals at success {mean(goals[name], 'success'):.2f}"
+
+    published, without = "policyflow, brownian 0.25", "policyflow, brownian 0"
+    text = f"PolicyFlow covers {told(best)} ({best}, the widest {kind}); Gaussian PPO {told('ppo')}. The published weight 0.25 "
+    text += f"covers {told(published)}, with a return of {mean(goals[published], 'return'):.2f} against "
+    text += f"{mean(goals[without], 'return'):.2f} without it."
     return text
 
 

@@ -19,9 +19,9 @@ from studio.config import Component, component, dump
 from studio.dist import Processes
 from studio.parts import Parts
 from studio.recipe import Recipe
-from studio.settings import Train, Watch
 from studio.rollout import Batch, draw_rows
 from studio.run import Run, RunView
+from studio.settings import Train, Watch
 from studio.state import final_weights
 from studio.train import train
 from studio.types import Evaluation, Rollout

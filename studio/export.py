@@ -92,8 +92,8 @@ def _control(view: RunView, recipe: Recipe, options: Export) -> dict[str, Any]:
 
     if recipe.env is None or options.format != "torchscript":
         raise ConfigError(
-            f"export: expected --format torchscript for a control policy and another one for an image policy, got {options.format!r} "
-            f"for {recipe.policy.name!r}. Change --format."
+            "export: expected --format torchscript for a control policy and another one for an image policy, got "
+            f"{options.format!r} for {recipe.policy.name!r}. Change --format."
         )
     checkpoint = view.checkpoint(options.step)
     folder = options.out if options.out is not None else view.file("export/torchscript")

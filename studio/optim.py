@@ -47,7 +47,9 @@ class LearningRate:
 
 
 def adapted(rate: float, kl: float, target: float, low: float = 1e-6, high: float = 1e-2) -> float:
-    """lr/1.5 where KL > 2·target, 1.5·lr where KL < target/2, else lr; within [low, high].  rsl_rl; PolicyFlow (arXiv:2602.01156)."""
+    """lr/1.5 where KL > 2·target, 1.5·lr where KL < target/2, else lr; within [low, high].  rsl_rl; PolicyFlow
+    (arXiv:2602.01156).
+    """
     if kl > 2 * target:
         return max(rate / 1.5, low)
     return min(rate * 1.5, high) if kl < target / 2 else rate

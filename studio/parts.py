@@ -50,9 +50,7 @@ class Parts:
         return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 
 
-def build_parts(
-    recipe: Recipe, shard: Callable[[nn.Module], None] = lambda model: None, rank: int = 0, world: int = 1
-) -> Parts:
+def build_parts(recipe: Recipe, shard: Callable[[nn.Module], None] = lambda model: None, rank: int = 0, world: int = 1) -> Parts:
     """Load the model and everything around it; prompts are checked against the rewards first.
 
     `shard` sees the network before anything holds its parameters.

@@ -40,7 +40,9 @@ class Recipe:
                 raise ValueError("env: expected no prompts and no rewards beside it, got some: it gives both. Remove them, or env.")
             return
         if self.prompts is None:
-            raise ValueError("prompts: expected prompts, or an env for control policies, got neither. Add for example 'prompts: shapes'.")
+            raise ValueError(
+                "prompts: expected prompts, or an env for control policies, got neither. Add for example 'prompts: shapes'."
+            )
         if not self.rewards and getattr(self.algorithm.options, "scored", True):
             raise ValueError("rewards: expected at least one reward, got none. Add for example 'rewards: {jpeg_size: 1.0}'.")
 
@@ -56,7 +58,9 @@ class Recipe:
         if self.env is not None:
             return self._check_env(processes)
         if self.policy.options.reads == "states":
-            raise ConfigError(f"recipe.env: expected an environment for policy {self.policy.name!r}, got none. Add one: 'env: multigoal'.")
+            raise ConfigError(
+                f"recipe.env: expected an environment for policy {self.policy.name!r}, got none. Add one: 'env: multigoal'."
+            )
         self._check_plan(processes)
         compares = getattr(self.objective(), "compares", False)
         if self.train.group_size == 1 and compares:
@@ -95,31 +99,35 @@ class Recipe:
         acting, train, objective = self.acting, self.train, self.objective()
         if self.policy.options.reads != "states":
             raise ConfigError(
-                f"recipe.env: expected a policy that reads states, got {self.policy.name!r}, which makes {self.policy.options.reads}s. "
-                "Use policyflow or gaussian, or remove env."
+                f"recipe.env: expected a policy that reads states, got {self.policy.name!r}, which makes "
+                f"{self.policy.options.reads}s. Use policyflow or gaussian, or remove env."
             )
         if objective.compares:
             raise ConfigError(
-                f"recipe.algorithm: expected one with a critic, got {self.algorithm.name!r}, which compares the samples of a prompt; an "
-                "environment has none. Use ppo or policyflow."
+                f"recipe.algorithm: expected one with a critic, got {self.algorithm.name!r}, which compares the samples of a "
+                "prompt; an environment has none. Use ppo or policyflow."
             )
         if acting.environments % processes:
             raise ConfigError(
-                f"recipe.acting.environments: expected a multiple of the {processes} processes, got {acting.environments}. Change one."
+                f"recipe.acting.environments: expected a multiple of the {processes} processes, got {acting.environments}. "
+                "Change one."
             )
         count, actions = acting.minibatches(train.minibatches), acting.environments * acting.steps
         if count > actions or (count > 1 and objective.span != "decision"):
             raise ConfigError(
-                f"recipe.train.minibatches: expected at most {actions}, the actions of an iteration, and 1 for an algorithm that looks at "
-                f"whole rows, got {count} with {self.algorithm.name!r}. Lower it."
+                f"recipe.train.minibatches: expected at most {actions}, the actions of an iteration, and 1 for an algorithm "
+                f"that looks at whole rows, got {count} with {self.algorithm.name!r}. Lower it."
             )
         if train.rate.kind == "kl" and "kl" not in self.policy.options.provides:
-            raise NeedsError(f"recipe.train.rate.kind: expected a policy with a KL, got {self.policy.name!r}. Use constant or linear.")
+            raise NeedsError(
+                f"recipe.train.rate.kind: expected a policy with a KL, got {self.policy.name!r}. Use constant or linear."
+            )
         warnings = [*self.policy.options.check(), *self.env.options.check()]
         if acting.environments >= WIDE and actions / count > LARGEST_MINIBATCH:
             warnings.append(
-                f"acting.environments is {acting.environments} and a minibatch has {actions // count} actions: with more environments "
-                f"keep minibatch and learning rate and take more optimizer steps; set acting.minibatch: {LARGEST_MINIBATCH}"
+                f"acting.environments is {acting.environments} and a minibatch has {actions // count} actions: with more "
+                "environments keep minibatch and learning rate and take more optimizer steps; set acting.minibatch: "
+                f"{LARGEST_MINIBATCH}"
             )
         return warnings
 

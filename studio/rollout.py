@@ -67,7 +67,9 @@ def act(parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str,
     whole = {name: processes.gather(getattr(rollout, name)) for name in ("reward", "after", "ends")}
     everyone = replace(_everyone(rollout, processes), **whole, parts={k: processes.gather(v) for k, v in rollout.parts.items()})
     rows = len(rollout.mask)
-    return Batch(rollout, everyone, slice(processes.rank * rows, (processes.rank + 1) * rows)), {"time/sample": time.monotonic() - began}
+    return Batch(rollout, everyone, slice(processes.rank * rows, (processes.rank + 1) * rows)), {
+        "time/sample": time.monotonic() - began
+    }
 
 
 def draw_rows(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Rows, list[int]]:

@@ -70,7 +70,9 @@ class Rollout:
     engine: Tensor | None = None  # [B, T] logp of a separate sampling engine, when it differs from old
     ref: Evaluation | None = None  # under the frozen reference, if the objective needs it
     reward: Tensor | None = None  # [B] or [B, T]; 0 where not present
-    after: Tensor | None = None  # [B, T] old value of the state a decision led to, 0 where the task ended; None = the next decision's
+    after: Tensor | None = (
+        None  # [B, T] old value of the state a decision led to, 0 where the task ended; None = the next decision's
+    )
     ends: Tensor | None = None  # [B, T] bool, the next decision of the row belongs to another episode
     present: Tensor | None = None  # [B] bool, False = the reward is missing; None = all present
     parts: Mapping[str, Tensor] = field(default_factory=dict)  # named reward parts [B]; NaN where missing

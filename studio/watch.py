@@ -11,9 +11,9 @@ from torch import Tensor
 
 from studio.prompts.select import repetition
 from studio.protocols import Policy
-from studio.settings import Watch
 from studio.scoring import Scorer, guard_stats, parts_of
 from studio.seeds import row_seed
+from studio.settings import Watch
 from studio.types import Prompts
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def look(step: int, recipe: Recipe, parts: Parts) -> Seen:
     if parts.env is not None:
         return parts.env.look(parts.policy, step, recipe.watch.episodes, recipe.seed)
     seen, count = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed), recipe.watch.samples
-    return Seen(watch_metrics(seen), seen.images[:count].cpu(), records(step, seen, count), parts.alarm.look(seen, list(recipe.rewards)))
+    return Seen(
+        watch_metrics(seen), seen.images[:count].cpu(), records(step, seen, count), parts.alarm.look(seen, list(recipe.rewards))
+    )
 
 
 def evaluate(policy: Policy, prompts: Prompts, rewards: Scorer, held_out: Scorer, seed: int) -> Evaluated:

@@ -152,7 +152,12 @@ def outcome(folder: Path):
 
 @pytest.fixture(scope="module", params=["policyflow", "ppo"])
 def whole(request, tmp_path_factory):
-    recipe = tiny(request.param, "acting.observations=true", "acting.rewards=true", "policy.fidelity=2" if request.param == "policyflow" else "seed=0")
+    recipe = tiny(
+        request.param,
+        "acting.observations=true",
+        "acting.rewards=true",
+        "policy.fidelity=2" if request.param == "policyflow" else "seed=0",
+    )
     root = tmp_path_factory.mktemp("whole")
     assert train(recipe, fresh(recipe, root)) == "finished"
     return recipe, root / "run"

@@ -8,8 +8,8 @@ from flows.load import Model
 from flows.recipe import Match, Points
 from studio.behavior import Behavior
 from studio.errors import NeedsError
-from studio.settings import Lag
 from studio.run import RunView, request
+from studio.settings import Lag
 from studio.train import train
 from studio.types import Prompts
 

@@ -105,7 +105,18 @@ LIGHT = (
     "studio.protocols",
 )
 LIGHT += ("studio.cli", "studio.commands.shared", "studio.algorithms", "studio.prompts", "rewards", "flows", "ui", "ui.app")
-OPTIONAL = ("xformers", "open_clip", "gradio", "rapidocr", "onnxruntime", "rapidfuzz", "gymnasium_robotics", "mujoco", "wandb", "submitit")
+OPTIONAL = (
+    "xformers",
+    "open_clip",
+    "gradio",
+    "rapidocr",
+    "onnxruntime",
+    "rapidfuzz",
+    "gymnasium_robotics",
+    "mujoco",
+    "wandb",
+    "submitit",
+)
 
 
 def path_of(module: str) -> Path:

@@ -36,7 +36,12 @@ def test_coverage_by_hand():
     found = coverage(place, goals, alive)
     entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2)) / math.log(6)
     assert found == pytest.approx({"success": 5 / 8, "covered": 2, "evenness": entropy, "largest": 0.8})
-    assert coverage(torch.zeros(3, 2), goals, torch.ones(3, dtype=torch.bool)) == {"success": 0, "covered": 0, "evenness": 0, "largest": 0}
+    assert coverage(torch.zeros(3, 2), goals, torch.ones(3, dtype=torch.bool)) == {
+        "success": 0,
+        "covered": 0,
+        "evenness": 0,
+        "largest": 0,
+    }
     even = coverage(goals.repeat(10, 1), goals, torch.ones(60, dtype=torch.bool))
     assert even == pytest.approx({"success": 1, "covered": 6, "evenness": 1, "largest": 1 / 6})
 
@@ -79,7 +84,11 @@ def test_episodes_are_counted_whole_and_alike():
     told = numbers(MultiGoal(), seen)
     assert told["success"] == 0 and told["length"] == steps
     rest = play(MultiGoal(), Still((0.0, 0.0)), normalizer, 3, seed=0, start=(0.0, 0.0))
-    assert rest.length.tolist() == [51] * 3 and not rest.dead.any() and rest.result.tolist() == pytest.approx([51 * 0.00826381] * 3, rel=1e-4)
+    assert (
+        rest.length.tolist() == [51] * 3
+        and not rest.dead.any()
+        and rest.result.tolist() == pytest.approx([51 * 0.00826381] * 3, rel=1e-4)
+    )
 
 
 def test_copies_share_the_episodes():
@@ -140,7 +149,9 @@ def test_the_exported_policy_acts_as_the_trained_one(finished):
     own = torch.Generator().manual_seed(3)
     observation, noise = torch.randn(9, 4, generator=own) * 4, torch.randn(9, facts["noise"], generator=own)
     with torch.no_grad():
-        wanted = parts.policy.decide(parts.env.normalizer.observation(observation), {"z": noise[:, :2], "noise": noise[:, 2:]}, "noiseless")
+        wanted = parts.policy.decide(
+            parts.env.normalizer.observation(observation), {"z": noise[:, :2], "noise": noise[:, 2:]}, "noiseless"
+        )
     assert (loaded(observation, noise) - wanted.clamp(-5, 5)).abs().max() <= 1e-5 and wanted.abs().max() > 0.1
     assert parts.env.normalizer.observations.count > 0  # the scale travels with it
     assert (loaded(observation, noise) - loaded(observation * 0, noise)).abs().max() > 1e-4

@@ -104,8 +104,8 @@ def built(monkeypatch):
     """The parts that `train` builds, with the weights they started from."""
     seen: list = []
 
-    def build(recipe):
-        parts = build_parts(recipe)
+    def build(recipe, *around):
+        parts = build_parts(recipe, *around)
         seen[:] = [parts, [p.detach().clone() for p in parts.policy.trainable()]]
         return parts
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.control.environment import Environments, Step
+from flows.control.environment import Step
 from flows.control.normalize import Normalizer
 from studio.errors import ConfigError, RunError
 from studio.settings import Acting
@@ -30,14 +30,14 @@ class Arena:
         self.space = self.env.space
         self.normalizer = Normalizer(acting, self.space.observation, count)
         self.together: Callable[[Tensor], Tensor] = lambda x: x  # sum over processes
-        self.now: Tensor | None = None
+        self.now = torch.zeros(0)  # observations to act on; none before the first stretch
         self.since = torch.zeros(2, count)  # return and length of the running episodes
         self._everywhere: list[Any] | None = None
 
     @torch.no_grad()
     def stretch(self, policy: Any, step: int) -> Rollout:
         """The next `acting.steps` actions of every copy, with their rewards and the values of the states they led to."""
-        if self.now is None:
+        if not len(self.now):
             self.now = self.env.reset()
         policy.begin(step)
         steps, rows = self.acting.steps, self.acting.environments
@@ -146,7 +146,8 @@ class Arena:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["ranks"]) != self.world:
             raise RunError(
-                f"environments: expected a checkpoint of {self.world} processes, got one of {len(state['ranks'])}. Resume with as many."
+                f"environments: expected a checkpoint of {self.world} processes, got one of {len(state['ranks'])}. Resume with "
+                "as many."
             )
         own = state["ranks"][self.rank]
         self.env.load_state_dict(own["env"])

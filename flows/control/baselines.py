@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from flows.control.recipe import Net, Positive
+from flows.control.recipe import Net, Positive, flow_networks
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from flows.control.chain import ChainPolicy
     from flows.control.environment import Space
     from flows.control.fpo import FPOPolicy
-    from flows.control.networks import VelocityNet
     from flows.control.reinflow import ReinFlowPolicy
 
 Times = Literal["grid", "uniform", "beta"]
@@ -69,7 +66,7 @@ class FPO:
         from flows.control.fpo import FPOPolicy
         from flows.control.networks import ActorCritic
 
-        actor, critic = _networks(self.net, self.embedding, self.last, space)
+        actor, critic = flow_networks(self.net, self.embedding, self.last, space)
         return FPOPolicy(ActorCritic(actor, critic, None), space, self, seed)
 
 
@@ -104,7 +101,7 @@ class DPPO:
         from flows.control.chain import ChainPolicy
         from flows.control.networks import ActorCritic
 
-        actor, critic = _networks(self.net, self.embedding, self.last, space)
+        actor, critic = flow_networks(self.net, self.embedding, self.last, space)
         return ChainPolicy(ActorCritic(actor, critic, None), space, self, seed)
 
 
@@ -145,19 +142,10 @@ class ReinFlow:
         from flows.control.networks import ActorCritic, perceptron
         from flows.control.reinflow import NoisyVelocity, ReinFlowPolicy
 
-        velocity, critic = _networks(self.net, self.embedding, self.last, space)
+        velocity, critic = flow_networks(self.net, self.embedding, self.last, space)
         sizes = (self.embedding + space.observation, *self.noise_net, space.action)
         noise = perceptron(sizes, "tanh", start="xavier", last=0.01)
         return ReinFlowPolicy(ActorCritic(NoisyVelocity(velocity, noise, self.noise[1]), critic, None), space, self, seed)
-
-
-def _networks(net: Net, embedding: int, last: float, space: Space) -> tuple[VelocityNet, nn.Module]:
-    """Velocity network and critic."""
-    from flows.control.networks import VelocityNet, perceptron
-
-    n = space.observation
-    critic = perceptron((n, *(net.critic or net.hidden), 1), net.activation, start="xavier", last=0.01)
-    return VelocityNet(n, space.action, net.hidden, embedding, net.activation, last), critic
 
 
 def _unused(net: Net) -> list[str]:

@@ -37,7 +37,7 @@ class EulerSteps:
     std: Tensor  # [K, 1]
 
     def mean(self, x: Tensor, output: Tensor, at: int | slice) -> Tensor:
-        return x + output / len(self.std)
+        return x + output / self.std.shape[0]
 
     def logp(self, away: Tensor, std: Tensor) -> Tensor:
         """The sum over dimensions."""

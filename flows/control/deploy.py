@@ -65,7 +65,8 @@ def write_policy(policy: Any, arena: Any, folder: Path) -> dict[str, Any]:
         error = (loaded(again, other) - module(again, other)).abs().max().item()
     if not error <= ERROR:
         raise ExportError(
-            f"{folder / FILE}: expected the file to act as the policy within {ERROR:g}, got a difference of {error:.3g}. Report this recipe."
+            f"{folder / FILE}: expected the file to act as the policy within {ERROR:g}, got a difference of {error:.3g}. Report "
+            "this recipe."
         )
     facts = {
         "observation": space.observation,

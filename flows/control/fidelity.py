@@ -24,12 +24,15 @@ def fidelity(policy: FlowPolicy, rollout: Rollout, credit: Credit, rows: int = R
     """
     part, share = rollout.at(slice(0, rows)), credit.at(slice(0, rows))
     record, xi = part.trace.record, part.trace.record["xi"]  # type: ignore[union-attr]
+    assert part.old.logp is not None
     parameters = [p for p in policy.model.actor.parameters() if p.requires_grad]
     found = []
     for shift in (policy.seen(record).shift, policy.exact_shift(record, policy.steps)):
         log_ratio = shifted_logp(xi, shift, policy.std.detach()) - part.old.logp
         gradient = torch.autograd.grad((share.advantage * log_ratio).sum(), parameters, allow_unused=True)
-        flat = torch.cat([torch.zeros(p.numel()).to(p) if g is None else g.flatten() for g, p in zip(gradient, parameters, strict=True)])
+        flat = torch.cat(
+            [torch.zeros(p.numel()).to(p) if g is None else g.flatten() for g, p in zip(gradient, parameters, strict=True)]
+        )
         found.append((shift.detach().double(), log_ratio.detach().double().flatten(), flat.double()))
     (near, guess, climb), (true, exact, right) = found
     sums = torch.stack([(true * near).sum(), near.square().sum(), (near - true).square().sum(), true.square().sum()])

@@ -52,7 +52,8 @@ def _rendered(options: Any, policy: Any, normalizer: Any, seed: int, mode: Mode)
     gym = options.gym() if hasattr(options, "gym") else options
     if not hasattr(gym, "kwargs"):
         raise MissingError(
-            f"sample: expected an environment that can be shown, got {type(options).__name__}. Record pictures in its own simulator."
+            f"sample: expected an environment that can be shown, got {type(options).__name__}. Record pictures in its own "
+            "simulator."
         )
     env = replace(gym, asynchronous=False, kwargs={**gym.kwargs, "render_mode": "rgb_array"}).build(1, 0, seed)
     frames, over, t = [], False, 0
@@ -75,7 +76,7 @@ def _frame(env: Any) -> Image.Image:
         picture = Image.fromarray(np.asarray(pixels))
     except Exception as error:  # whatever a renderer raises: it has nothing to do with the policy
         raise MissingError(
-            f"sample: expected a picture of {env.options.id!r}, got {type(error).__name__}: {error}. Install what its renderer needs; "
-            "MuJoCo without a display needs MUJOCO_GL=egl or osmesa."
+            f"sample: expected a picture of {env.options.id!r}, got {type(error).__name__}: {error}. Install what its renderer "
+            "needs; MuJoCo without a display needs MUJOCO_GL=egl or osmesa."
         ) from error
     return picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flows.control.recipe import Likelihood, Path
 from flows.control.solver import brownian_residual, on_path
 
+
 @dataclass(frozen=True)
 class Times:
     """The times of one pass over all actions of an iteration."""

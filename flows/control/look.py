@@ -31,7 +31,9 @@ class Episodes:
 
 
 @torch.no_grad()
-def play(options: Any, policy: Any, normalizer: Any, episodes: int, seed: int, mode: Mode = "stochastic", start: Any = None) -> Episodes:
+def play(
+    options: Any, policy: Any, normalizer: Any, episodes: int, seed: int, mode: Mode = "stochastic", start: Any = None
+) -> Episodes:
     """`episodes` episodes or a few more, from `start` where the environment can begin there."""
     copies = min(episodes, getattr(options, "copies", episodes))
     env = options.build(copies, 0, seed, start) if start is not None else options.build(copies, 0, seed)
@@ -53,7 +55,15 @@ def play(options: Any, policy: Any, normalizer: Any, episodes: int, seed: int, m
             if over.any():
                 pick = over & (done < each)
                 info = {name: value[pick].float() for name, value in step.info.items()}
-                found.append({"result": result[pick], "length": length[pick], "last": step.after[pick], "dead": step.terminated[pick], **info})
+                found.append(
+                    {
+                        "result": result[pick],
+                        "length": length[pick],
+                        "last": step.after[pick],
+                        "dead": step.terminated[pick],
+                        **info,
+                    }
+                )
                 result, length, done = result * ~over, length * ~over, done + over
             now, t = step.observation, t + 1
     finally:
@@ -65,7 +75,11 @@ def play(options: Any, policy: Any, normalizer: Any, episodes: int, seed: int, m
 
 def numbers(options: Any, seen: Episodes, mode: Mode = "stochastic") -> dict[str, float]:
     """Mean and spread of the return, mean length, means of what the environment told, and its own measures, e.g. coverage."""
-    found = {"return": seen.result.mean().item(), "return_std": seen.result.std(correction=0).item(), "length": seen.length.mean().item()}
+    found = {
+        "return": seen.result.mean().item(),
+        "return_std": seen.result.std(correction=0).item(),
+        "length": seen.length.mean().item(),
+    }
     found |= {name: value.mean().item() for name, value in seen.told.items()}
     if hasattr(options, "coverage"):
         found |= options.coverage(seen.last, seen.dead)
@@ -79,7 +93,9 @@ def measure(arena: Any, policy: Any, episodes: int, seed: int) -> dict[str, floa
     found: dict[str, float] = {}
     for mode in MODES:
         seen = play(arena.options, policy, arena.normalizer, episodes, seed, mode, getattr(arena.options, "start", None))
-        found |= {name if mode == "stochastic" else f"{mode}.{name}": value for name, value in numbers(arena.options, seen, mode).items()}
+        found |= {
+            name if mode == "stochastic" else f"{mode}.{name}": value for name, value in numbers(arena.options, seen, mode).items()
+        }
     return found
 
 
@@ -111,11 +127,11 @@ def spread_entropy(x: Tensor) -> float:
 
     ψ(n) - ψ(1) + log(volume of the unit ball) + d·mean log ε
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
     from scipy.special import digamma, gammaln
 
     points = x.double().numpy()
     n, d = points.shape
-    nearest = cKDTree(points).query(points, k=2)[0][:, 1]
+    nearest = KDTree(points).query(points, k=2)[0][:, 1]
     ball = d / 2 * math.log(math.pi) - gammaln(d / 2 + 1)
     return float(digamma(n) - digamma(1) + ball + d * np.log(np.maximum(nearest, 1e-12)).mean())

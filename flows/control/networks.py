@@ -16,7 +16,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "elu": nn.ELU, "mish
 FREQUENCY = 16.0  # deviation of the random frequencies of time
 
 
-def perceptron(sizes: Sequence[int], activation: Activation, *, start: Literal["orthogonal", "xavier"], last: float) -> nn.Sequential:
+def perceptron(
+    sizes: Sequence[int], activation: Activation, *, start: Literal["orthogonal", "xavier"], last: float
+) -> nn.Sequential:
     """Linear layers with an activation between them; the last one starts at `last` times its usual size, with zero bias.
 
     orthogonal: gain √2, zero biases, last gain `last` (CleanRL) · xavier: normal with gain 1 (PolicyFlow).
@@ -58,7 +60,9 @@ class VelocityNet(nn.Module):
     The last layer starts at zero: the first policy then is its noise.  PolicyFlow (arXiv:2602.01156).
     """
 
-    def __init__(self, observation: int, action: int, hidden: Sequence[int], width: int, activation: Activation, last: float) -> None:
+    def __init__(
+        self, observation: int, action: int, hidden: Sequence[int], width: int, activation: Activation, last: float
+    ) -> None:
         super().__init__()
         self.time = TimeFeatures(width)
         self.observe = nn.Linear(observation, width)

@@ -17,7 +17,11 @@ class Moments:
     """Count, mean and variance of everything seen so far, merged batch by batch (Chan et al.), float64."""
 
     def __init__(self, size: int) -> None:
-        self.count, self.mean, self.square = torch.zeros((), dtype=torch.float64), torch.zeros(size).double(), torch.zeros(size).double()
+        self.count, self.mean, self.square = (
+            torch.zeros((), dtype=torch.float64),
+            torch.zeros(size).double(),
+            torch.zeros(size).double(),
+        )
 
     def add(self, x: Tensor, together: Sum) -> None:
         """x [M, size] of this process; the result is that of all processes' rows in one batch."""

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from flows.control.environment import Space
     from flows.control.gaussian import GaussianPolicy
+    from flows.control.networks import VelocityNet
     from flows.control.policyflow import FlowPolicy
 
 Activation = Literal["tanh", "elu", "mish", "silu", "relu"]
@@ -72,13 +75,12 @@ class PolicyFlow:
     def build(self, seed: int, space: Space) -> FlowPolicy:
         import torch
 
-        from flows.control.networks import ActorCritic, VelocityNet, perceptron
+        from flows.control.networks import ActorCritic
         from flows.control.policyflow import FlowPolicy
 
-        net, n, d = self.net, space.observation, space.action
-        actor = VelocityNet(n, d, net.hidden, self.embedding, net.activation, self.last)
-        critic = perceptron((n, *(net.critic or net.hidden), 1), net.activation, start="xavier", last=0.01)
-        model = ActorCritic(actor, critic, torch.full((d,), net.log_std))
+        model = ActorCritic(
+            *flow_networks(self.net, self.embedding, self.last, space), torch.full((space.action,), self.net.log_std)
+        )
         return FlowPolicy(model, space, self.steps, self.likelihood, seed, self.z, self.fidelity)
 
 
@@ -110,3 +112,12 @@ class Gaussian:
         last = 1.0 if self.start == "orthogonal" else 0.01
         critic = perceptron((n, *(net.critic or net.hidden), 1), net.activation, start=self.start, last=last)
         return GaussianPolicy(ActorCritic(actor, critic, torch.full((d,), net.log_std)), space, seed)
+
+
+def flow_networks(net: Net, embedding: int, last: float, space: Space) -> tuple[VelocityNet, nn.Module]:
+    """Velocity network and critic."""
+    from flows.control.networks import VelocityNet, perceptron
+
+    n = space.observation
+    critic = perceptron((n, *(net.critic or net.hidden), 1), net.activation, start="xavier", last=0.01)
+    return VelocityNet(n, space.action, net.hidden, embedding, net.activation, last), critic

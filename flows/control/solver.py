@@ -77,5 +77,3 @@ def gaussian_kl(shift: Tensor, std: Tensor, old: Tensor) -> Tensor:
 def noise_entropy(std: Tensor) -> Tensor:
     """Entropy of N(·, diag σ²): Σ ½·log(2πe) + log σ.  [..., d] -> [...]"""
     return (std.log() + (1 + math.log(2 * math.pi)) / 2).sum(-1)
-
-

@@ -12,14 +12,18 @@ from studio.types import EVERY, Evaluation
 
 @dataclass(frozen=True, slots=True)
 class ActionTrace:
-    """Tensors [B, T, ...] by name, and what the sampling policy said of each action [B, T, ...], or of its J parts [B, T, J, ...]."""
+    """Tensors [B, T, ...] by name, and what the sampling policy said of each action [B, T, ...], or of its J parts [B, T, J,
+    ...].
+    """
 
     record: Mapping[str, Tensor]  # observation, noise, action, ...; "index" [B, T] counts the actions of all processes
     said: Evaluation
     parts: int = 1  # J: what an action consists of for its policy, e.g. the steps of its denoising chain
 
     def at(self, rows, steps=EVERY) -> ActionTrace:
-        return ActionTrace({name: value[rows][:, steps] for name, value in self.record.items()}, self.said.at(rows, steps), self.parts)
+        return ActionTrace(
+            {name: value[rows][:, steps] for name, value in self.record.items()}, self.said.at(rows, steps), self.parts
+        )
 
     def apart(self) -> tuple[ActionTrace, Evaluation]:
         """Every action as a row of its own: records [B·T, 1, ...], what was said [B·T, J, ...]."""

@@ -17,7 +17,10 @@ from studio.errors import ConfigError
 def export(
     run: RunName,
     format: Annotated[
-        str, typer.Option("--format", help="lora, pipeline; of a prune run pruned-depth, -dense, -compact; of a control run torchscript.")
+        str,
+        typer.Option(
+            "--format", help="lora, pipeline; of a prune run pruned-depth, -dense, -compact; of a control run torchscript."
+        ),
     ] = "lora",
     weights: Annotated[str, typer.Option("--weights", help="ema (the averaged ones) or live.")] = "ema",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default: export/FORMAT in the run.")] = None,
