@@ -167,8 +167,8 @@ def test_save_and_sample_on_request_do_not_stop(tmp_path):
 def test_a_loss_that_is_not_a_number_changes_no_weight(tmp_path, monkeypatch, built):
     honest = updating.policy_loss
 
-    def broken(*given):
-        loss, stats = honest(*given)
+    def broken(*given, **told):
+        loss, stats = honest(*given, **told)
         return loss * torch.nan, stats | {"loss/total": loss.detach() * torch.nan}
 
     monkeypatch.setattr(updating, "policy_loss", broken)
@@ -182,8 +182,8 @@ def test_a_loss_that_is_not_a_number_changes_no_weight(tmp_path, monkeypatch, bu
 def test_a_gradient_that_is_not_a_number_changes_no_weight(tmp_path, monkeypatch, built):
     honest = updating.policy_loss
 
-    def broken(objective, new, rollout, credit):
-        loss, stats = honest(objective, new, rollout, credit)
+    def broken(objective, new, rollout, credit, **told):
+        loss, stats = honest(objective, new, rollout, credit, **told)
         return loss + (new.mean.sum() * 0).sqrt() * 0, stats  # finite, but d sqrt(0) is not
 
     monkeypatch.setattr(updating, "policy_loss", broken)
@@ -260,7 +260,7 @@ def test_the_reference_is_stored_and_evaluated_when_needed(tmp_path):
     recipe = tiny("algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}")
     assert loop.train(recipe, fresh(recipe, tmp_path)) == "finished"
     first, second = RunView.open(tmp_path / "run").metrics().records[1:]
-    named = {name for name in first if name.startswith("loss/")} - {"loss/total", "loss/surrogate", "loss/grad_norm"}
+    named = {name for name in first if name.startswith("loss/")} - {"loss/total", "loss/surrogate", "loss/grad_norm", "loss/learning_rate"}
     assert named, sorted(first)
     assert all(first[name] == pytest.approx(0, abs=1e-9) for name in named)  # before the first update nothing has moved
     assert any(second[name] > 1e-9 for name in named)
