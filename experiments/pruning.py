@@ -321,10 +321,10 @@ def findings(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> str:
             for what in ("scene", "clip")
         }
         lines.append(
-            f"- Aligned, {share:g} remaining: of the scene reward, which the model was aligned for, {told['latent', 'scene']:.1%} is "
-            f"kept without a reward in the loss and {told['latent+reward', 'scene']:.1%} with the gap of the differentiable CLIP "
-            f"reward (weight {REWARD_WEIGHT:g}) in it; of the CLIP reward itself {told['latent', 'clip']:.1%} and "
-            f"{told['latent+reward', 'clip']:.1%}."
+            f"- Aligned, {share:g} remaining: of the scene reward, which the model was aligned for, "
+            f"{told['latent', 'scene']:.1%} is kept without a reward in the loss and {told['latent+reward', 'scene']:.1%} with the "
+            f"gap of the differentiable CLIP reward (weight {REWARD_WEIGHT:g}) in it; of the CLIP reward itself "
+            f"{told['latent', 'clip']:.1%} and {told['latent+reward', 'clip']:.1%}."
         )
     return "\n".join(lines) + "\n"
 
