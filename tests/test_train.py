@@ -260,7 +260,12 @@ def test_the_reference_is_stored_and_evaluated_when_needed(tmp_path):
     recipe = tiny("algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}")
     assert loop.train(recipe, fresh(recipe, tmp_path)) == "finished"
     first, second = RunView.open(tmp_path / "run").metrics().records[1:]
-    named = {name for name in first if name.startswith("loss/")} - {"loss/total", "loss/surrogate", "loss/grad_norm", "loss/learning_rate"}
+    named = {name for name in first if name.startswith("loss/")} - {
+        "loss/total",
+        "loss/surrogate",
+        "loss/grad_norm",
+        "loss/learning_rate",
+    }
     assert named, sorted(first)
     assert all(first[name] == pytest.approx(0, abs=1e-9) for name in named)  # before the first update nothing has moved
     assert any(second[name] > 1e-9 for name in named)

@@ -133,8 +133,8 @@ def told(facts: dict[str, Any], warnings: list[str], as_json: bool) -> None:
 
 
 @app.command(name="list")
-def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, rewards, policies, pruners")]) -> None:
-    """Recipes, algorithms with the policies they run on, rewards, policies, pruning criteria."""
+def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, rewards, policies, pruners, environments")]) -> None:
+    """Recipes, algorithms with the policies they run on, rewards, policies, pruning criteria, environments."""
     from studio.registry import lookup, names
 
     if kind == "recipes":
@@ -150,14 +150,16 @@ def list_things(kind: Annotated[str, typer.Argument(help="recipes, algorithms, r
             fits = [policy for policy in names("policy") if needs <= lookup("policy", policy).provides]
             rows.append((name, f"{first(algorithm)}  [runs on: {', '.join(fits) or 'no policy of this version'}]"))
         table(kind, rows)
-    elif kind in ("rewards", "policies", "pruners"):
-        single = {"rewards": "reward", "policies": "policy", "pruners": "criterion"}[kind]
+    elif kind in ("rewards", "policies", "pruners", "environments"):
+        single = {"rewards": "reward", "policies": "policy", "pruners": "criterion", "environments": "env"}[kind]
         from rewards.facts import one_line
 
         facts = {name: one_line(lookup(single, name)()) if kind == "rewards" else "" for name in names(single)}
         table(kind, [(name, first(lookup(single, name)) + (facts[name] and f"  [{facts[name]}]")) for name in facts])
     else:
-        raise ConfigError(f"list: expected recipes, algorithms, rewards, policies or pruners, got {kind!r}. Name one of them.")
+        raise ConfigError(
+            f"list: expected recipes, algorithms, rewards, policies, pruners or environments, got {kind!r}. Name one of them."
+        )
 
 
 @app.command()
