@@ -367,12 +367,12 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 import torch
-torch.set_num_threads(1)
 import test_masks as shared
 
+root, at, threads = Path(sys.argv[1]), *map(int, sys.argv[2:])
+torch.set_num_threads(threads)  # as the run that it is compared with
 recipe = shared.masks("criterion.settle=0.5")
-run = shared.fresh(recipe, Path(sys.argv[1]))
-shared.train(recipe, run, report=lambda step, _: os.kill(os.getpid(), 9) if step == int(sys.argv[2]) else None)
+shared.train(recipe, shared.fresh(recipe, root), report=lambda step, _: os.kill(os.getpid(), 9) if step == at else None)
 """
 
 
@@ -380,8 +380,9 @@ shared.train(recipe, run, report=lambda step, _: os.kill(os.getpid(), 9) if step
 @pytest.mark.parametrize("at", [2, 3], ids=["in the rounds", "settled"])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, whole, at):
     """SIGKILL after an update is logged and before its checkpoint: the update is made again, from the weights of its round."""
-    where = {"cwd": Path(__file__).parents[1], "env": os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}, "timeout": 300}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(at)], capture_output=True, text=True, **where)
+    given = [str(tmp_path), str(at), str(torch.get_num_threads())]
+    where = {"cwd": Path(__file__).parents[1], "env": os.environ | {"PYTHONPATH": "."}, "timeout": 300}
+    done = subprocess.run([sys.executable, "-c", KILLED, *given], capture_output=True, text=True, **where)
     assert done.returncode == -9, done.stderr[-2000:]
     assert RunView.open(tmp_path / "run").checkpoints()[-1] == at - 1
     assert train(masks("criterion.settle=0.5"), Run.resume(tmp_path / "run")) == "finished"
