@@ -43,13 +43,13 @@ def main() -> None:
         name: load_recipe(f"control/multigoal-{name}", ["policy.fidelity=0", *given.overrides][name == "ppo" :])[0]
         for name in NAMES
     }
-    parts = {name: build_parts(recipe) for name, recipe in recipes.items()}
+    parts, bare = ({name: build_parts(recipe) for name, recipe in recipes.items()} for _ in range(2))
     times: dict[str, list[float]] = {f"{name}.{what}": [] for name in NAMES for what in ("sample", "update", "act", "learn")}
     with tempfile.TemporaryDirectory() as folder:
         processes = Processes(folder=folder)
         for turn in range(given.rounds + 1):
             for name in NAMES:
-                for what, seconds in one(recipes[name], parts[name], processes, turn).items():
+                for what, seconds in one(recipes[name], parts[name], bare[name], processes, turn).items():
                     times[f"{name}.{what}"].append(seconds)
     kept = {name: values[1:] for name, values in times.items()}  # the first turn warms up
     flow = [kept[f"policyflow.{what}"] for what in ("sample", "update", "act", "learn")]
@@ -70,14 +70,14 @@ def main() -> None:
     )
 
 
-def one(recipe: Recipe, parts: Parts, processes: Processes, turn: int) -> dict[str, float]:
+def one(recipe: Recipe, parts: Parts, bare: Parts, processes: Processes, turn: int) -> dict[str, float]:
     """Seconds of one iteration of the loop, and of its bare calls."""
     batches: list[Any] = []
     return {
         "sample": timed(lambda: batches.append(sample(recipe, parts, processes, turn)[0])),
-        "act": timed(lambda: bare_acting(recipe, parts)),
+        "act": timed(lambda: bare_acting(recipe, bare)),
         "update": timed(lambda: update(recipe, parts, processes, batches[0], None, step=turn)),
-        "learn": timed(lambda: bare_learning(recipe, parts)),
+        "learn": timed(lambda: bare_learning(recipe, bare)),
     }
 
 
@@ -102,19 +102,16 @@ def bare_learning(recipe: Recipe, parts: Parts) -> None:
     train, total = recipe.train, recipe.acting.environments * recipe.acting.steps
     rows = total // train.minibatches
     observation, x = torch.randn(rows, policy.space.observation), torch.randn(rows, policy.space.action)
-    rate = parts.optimizer.param_groups[0]["lr"]
-    parts.optimizer.param_groups[0]["lr"] = 0.0  # the policy that is measured next must be the one that was trained
     for _ in range(train.epochs * train.minibatches):
         if recipe.policy.name == "policyflow":
-            made = velocity(policy.model.actor, observation, x)
             with torch.no_grad():
-                made = made - velocity(policy.old, observation, x)
+                old = velocity(policy.old, observation, x)
+            made = velocity(policy.model.actor, observation, x) - old
         else:
             made = policy.model.actor(observation)
         (made.square().mean() + policy.value(observation).square().mean()).backward()
         parts.optimizer.step()
         parts.optimizer.zero_grad(set_to_none=True)
-    parts.optimizer.param_groups[0]["lr"] = rate
 
 
 def velocity(net: Any, observation: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -136,7 +136,8 @@ def update_peak(backbone: Any, groups: list[Any], tokens: int, steps: int) -> fl
     x = torch.randn((1, *backbone.latent_shape), device="cuda")
     torch.cuda.reset_peak_memory_stats()
     with gated(backbone.network, groups, gates):
-        made = denoise(lambda x, sigma: backbone.velocity(x, sigma, condition), x, backbone.sigmas(steps), remember=False)
+        velocity, through = lambda x, sigma: backbone.velocity(x, sigma, condition), list(gates.values())
+        made = denoise(velocity, x, backbone.sigmas(steps), remember=False, through=through)
         (made**2).mean().backward()
     backbone.network.disable_gradient_checkpointing()
     return round(torch.cuda.max_memory_allocated() / 1e9, 2)

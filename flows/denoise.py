@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from flows.recompute import recomputed
 from flows.sde import Kernel, Step, flow_sde, ode, over
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x [N, *E], sigma [N]) -> [N, *E]
@@ -38,12 +39,14 @@ def denoise(
     noise: Callable[[], Tensor] | None = None,
     record: Callable[[Taken], None] | None = None,
     remember: bool = True,
+    through: Sequence[Tensor] = (),
 ) -> Tensor:
     """x at sigmas[-1], starting from x at sigmas[0]; sigmas [N + 1] descending.
 
     A step of level 0 is the Euler step of the ODE; others draw `noise()` shaped like x. `record` sees every step, in order.
     With gradients on, remember=False recomputes each step in the backward pass instead of keeping its activations; not the
-    last one, whose turn comes first: the peak is one step's either way.
+    last one, whose turn comes first: the peak is one step's either way. `through` names what the velocity reads besides x, for
+    a recompute that is faster; without it torch's checkpoint finds that by itself.
     """
     x = x.float()
     grid = sigmas.tolist()
@@ -52,11 +55,11 @@ def denoise(
         t, after, a = (x.new_full((len(x),), value) for value in (grid[index], grid[index + 1], level))
         family = kernel if level else ode
 
-        def take(x: Tensor, t=t, after=after, a=a, family=family) -> Step:
-            return family(x, velocity(x, t).float(), t, after, a)
-
-        keep = remember or not torch.is_grad_enabled() or index == len(levels) - 1
-        step = take(x) if keep else Step(*checkpoint(take, x, use_reentrant=False))
+        if remember or not torch.is_grad_enabled() or index == len(levels) - 1:
+            v = velocity(x, t)
+        else:
+            v = recomputed(velocity, x, t, through) if through else checkpoint(velocity, x, t, use_reentrant=False)
+        step = family(x, v.float(), t, after, a)
         drawn = None
         if level:
             if noise is None:

@@ -160,12 +160,13 @@ class DenoisePolicy:
         *,
         steps: int | None = None,
         remember: bool = True,
+        through: Sequence[Tensor] = (),
         record: Callable[[Taken], None] | None = None,
     ) -> Tensor:
-        """Final latents [N, *E] of the ODE from each row's own noise; `remember` and `record` are those of `denoise`."""
+        """Final latents [N, *E] of the ODE from each row's own noise; the last three arguments are those of `denoise`."""
         sigmas = self.grid(steps or self.sampler.steps)
         begin = self.start(RowNoise(seeds, self.backbone.latent_shape)().to(self.device), sigmas[0])
-        return denoise(self.velocity(texts), begin, sigmas, record=record, remember=remember)
+        return denoise(self.velocity(texts), begin, sigmas, record=record, remember=remember, through=through)
 
     def render(self, texts: list[str], seeds: Sequence[int], cut: Cut) -> list[Tensor]:
         """Images [N, 3, H, W] with gradients through the steps that `cut` keeps: one batch, and one more per `renoise`.

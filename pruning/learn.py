@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from flows.recompute import recomputed
 from pruning.ecodiff import MaskObjective
 from pruning.gates import binarization_gap
 from pruning.policy import GatedPolicy, gates_of
@@ -43,7 +43,8 @@ def learn(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: 
             # of the dense model: before the gates
             wanted: Any = policy.steps(part) if objective.per_step else policy.target(part)
             with policy.under(leaves):  # backward too, because it recomputes
-                each, gap = step_loss(policy, part, wanted) if objective.per_step else trajectory_loss(parts, part, wanted)
+                through = list(leaves.values())
+                each, gap = (step_loss if objective.per_step else trajectory_loss)(parts, part, wanted, through)
                 processes.accelerator.backward((each.sum() + objective.reward * gap) / count)
         errors.append(each.detach())
         lost = lost + gap.detach().cpu()
@@ -75,13 +76,16 @@ def learn(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: 
     return _batch(policy, rows, error, mine, processes), values
 
 
-def trajectory_loss(parts: Parts, rows: list[int], target: Tensor) -> tuple[Tensor, Tensor]:
-    """Latent error of these pairs [N], and the sum of the reward they lost against the dense model's pictures."""
+def trajectory_loss(parts: Parts, rows: list[int], target: Tensor, through: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Latent error of these pairs [N], and the sum of the reward they lost against the dense model's pictures.
+
+    through: the gates, which the velocity reads.
+    """
     policy = parts.policy
     objective: Any = parts.objective
     assert isinstance(policy, GatedPolicy) and isinstance(objective, MaskObjective)
     own = policy.pairs.take(rows)
-    made = policy.dense.latents(own.prompts.text, own.seeds, remember=False)
+    made = policy.dense.latents(own.prompts.text, own.seeds, remember=False, through=through)
     each = objective.error(made, target)
     if not objective.reward:
         return each, torch.zeros(())
@@ -92,12 +96,16 @@ def trajectory_loss(parts: Parts, rows: list[int], target: Tensor) -> tuple[Tens
     return each, torch.where(present, (best - reward).clamp(min=0), 0.0).sum()
 
 
-def step_loss(policy: GatedPolicy, rows: list[int], wanted: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def step_loss(
+    parts: Parts, rows: list[int], wanted: list[tuple[Tensor, Tensor, Tensor]], through: list[Tensor]
+) -> tuple[Tensor, Tensor]:
     """(1/T)·Σ_t mean ||v_gated(z_t) - v(z_t)||²/mean v(z_t)² on dense latents z_t: the per-step variant. [N]"""
+    policy = parts.policy
+    assert isinstance(policy, GatedPolicy)
     velocity = policy.dense.velocity(policy.pairs.take(rows).prompts.text)
     total = torch.zeros(len(rows), device=policy.device)
     for x, sigma, v in wanted:
-        made = checkpoint(velocity, x, sigma, use_reentrant=False).float()
+        made = recomputed(velocity, x, sigma, through).float()
         total = total + ((made - v) ** 2).flatten(1).mean(1) / (v**2).flatten(1).mean(1) / len(wanted)
     return total, torch.zeros(())
 

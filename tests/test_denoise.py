@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from flows.denoise import RowNoise, denoise
+from flows.recompute import recomputed
 from flows.schedule import dynamic_grid, even_grid, static_grid
 from flows.sde import KERNELS, ode
 
@@ -53,8 +54,9 @@ def test_record_is_called_once_a_step_in_order():
     assert torch.equal(taken[-1].x_next, end)
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["found by torch", "named"])
 @pytest.mark.parametrize("levels", [0.0, [0.5, 0.5, 0.5, 0.0]], ids=["ode", "sde"])
-def test_forgetting_activations_leaves_the_gradients(levels):
+def test_forgetting_activations_leaves_the_gradients(levels, named):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
     start, calls, results = torch.randn(3, 4), [], []
@@ -65,11 +67,41 @@ def test_forgetting_activations_leaves_the_gradients(levels):
             return network(x)
 
         x = start.clone().requires_grad_()
-        end = denoise(velocity, x, static_grid(4), levels=levels, noise=RowNoise(SEEDS, (4,)), remember=remember)
+        through = list(network.parameters()) if named else []
+        noise = RowNoise(SEEDS, (4,))
+        end = denoise(velocity, x, static_grid(4), levels=levels, noise=noise, remember=remember, through=through)
         results.append((end, *torch.autograd.grad(end.square().sum(), [x, *network.parameters()])))
-    for kept, recomputed in zip(*results, strict=True):
-        assert torch.equal(kept, recomputed)
+    for kept, again in zip(*results, strict=True):
+        assert torch.equal(kept, again)
     assert calls.count(True) == 4 and calls.count(False) == 4 + 3  # the last step is kept: its turn comes first
+
+
+def test_a_recompute_reaches_what_lies_before_the_tensors_it_names():
+    """Gates that are functions of logits: the gradient goes through x and the gates into both, and to nothing that is not named."""
+    logit, start, other = (torch.randn(4, generator=torch.Generator().manual_seed(k)).requires_grad_() for k in range(3))
+    gate, x = logit.sigmoid(), start * 2
+    made = recomputed(lambda x, sigma: gate * x.sin() * other + sigma, x, torch.tensor(0.5), [gate])
+    assert made.grad_fn is not None
+    made.square().sum().backward()
+    found = (logit.grad.clone(), start.grad.clone())
+    logit.grad = start.grad = None
+    assert other.grad is None
+    (logit.sigmoid() * (start * 2).sin() * other.detach() + 0.5).square().sum().backward()
+    assert all(torch.allclose(a, b) for a, b in zip(found, (logit.grad, start.grad), strict=True))
+
+
+def test_a_recompute_is_as_precise_as_the_forward():
+    layer, seen = nn.Linear(4, 4), []
+
+    def velocity(x, sigma):
+        made = layer(x)
+        seen.append((made.dtype, torch.is_grad_enabled()))
+        return made
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = recomputed(velocity, torch.randn(2, 4), torch.zeros(2), list(layer.parameters()))
+    made.float().sum().backward()  # outside of autocast
+    assert seen == [(torch.bfloat16, False), (torch.bfloat16, True)] and layer.weight.grad.abs().sum() > 0
 
 
 def test_the_result_is_float32_and_does_not_depend_on_the_batch():
