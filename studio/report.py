@@ -182,7 +182,10 @@ def _pictures(view: RunView) -> str:
     for name, values in by_name.items():
         up, down = sum(x > 0 for x in values), sum(x < 0 for x in values)
         text += f" Over all pairs, {name} rose in {up}, fell in {down} and stayed in {len(values) - up - down}."
-    return page.section("Samples", text, page.grid(_figure(sides, *pairs[i], *rewards[i]) for i in order))
+    acting = bool(_recipe(view).get("env"))  # few pictures, and large ones: worlds with hundreds of paths
+    text = f"{sides[0].capitalize()} beside {sides[1]}." if acting else text
+    figures = (_figure(sides, *pairs[i], *rewards[i]) for i in order)
+    return page.section("Samples", text, page.grid(figures, "two" if acting else ""))
 
 
 def _figure(

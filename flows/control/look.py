@@ -116,9 +116,10 @@ def look(arena: Any, policy: Any, step: int, episodes: int, seed: int) -> Seen:
         pictures["velocity"] = velocity(scene, lambda x, tau: policy.field(arena.normalizer.observation(seen.path[0, :1]), x, tau))
     shown = {name: value for name, value in told.items() if name in ("return", "success", "covered", "evenness", "action_entropy")}
     records = [
-        {"step": step, "prompt_id": name.replace(" ", "-"), "prompt": name, "sample_id": "s00", "rewards": shown, "base": step == 0}
+        {"step": step, "prompt_id": name.replace(" ", "-"), "prompt": name, "sample_id": "s00", "base": step == 0}
         for name in pictures
     ]
+    records[0] |= {"rewards": shown}  # of the paths that it shows
     return Seen(metrics, torch.stack(list(pictures.values())), records)
 
 
