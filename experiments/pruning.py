@@ -264,7 +264,8 @@ the dense model from the same noise; scene is the graded scene judge, CLIP the b
 published objective (L1 penalty, one noise, thresholds per kind); `end-to-end` has an exact budget, many noises, a settled phase and
 rounds with compensation, and falls back to the mask it started from (in the order of Taylor) where that is better on calibration
 pairs: {fallen} masks. Its defaults (ramp, settle, rounds, fallback) were chosen with these seeds and prompts in view, nothing
-else was; its figures are somewhat optimistic for that reason.
+else was; its figures are somewhat optimistic for that reason. `obs` takes the same share of every module and `ecodiff` of every
+kind of unit, as published; the others let all units of the network compete.
 
     {command}
 
