@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from studio.core import GAE, Clip, Objective, ValueLoss, active, by_decision, entropy
+from studio.core import GAE, Clip, Fading, Objective, ValueLoss, active, by_decision, entropy
 from studio.core.declare import needs
 from studio.shapes import expect
 from studio.types import Evaluation, Rollout
@@ -35,12 +35,14 @@ class PolicyFlow:
     value_clip: float | None = 0.2  # largest useful change of the value
     entropy: Annotated[float, Field(ge=0)] = 0.001  # w_g, of the exploration noise
     brownian: Annotated[float, Field(ge=0)] = 0.25  # w_b; published from 0.0002 to 0.006 for actions in [-1, 1], 0.25 for ±5
+    brownian_fade: Annotated[int, Field(ge=1)] | None = None  # iterations over which w_b falls linearly to 0; None = it stays
 
     def objective(self) -> Objective:
+        spreading = brownian if self.brownian_fade is None else Fading(brownian, self.brownian_fade)
         return Objective(
             GAE(self.gamma, self.lam, whiten=True),
             surrogate=Clip(self.clip, self.clip),
             weighting=by_decision,
-            regularizers=active((-self.entropy, entropy), (self.brownian, brownian)),
+            regularizers=active((-self.entropy, entropy), (self.brownian, spreading)),
             critic=ValueLoss(self.value, self.value_clip),
         )

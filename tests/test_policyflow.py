@@ -293,6 +293,8 @@ def test_the_objective_adds_the_regularizer_with_its_weight():
     names = [getattr(term, "__name__", "") for _, term in objective.regularizers]
     assert names == ["entropy", "brownian"] and [c for c, _ in objective.regularizers] == [-0.1, 0.25]
     assert "residual" not in Algorithm(brownian=0.0).objective().needs
+    fading = Algorithm(entropy=0.0, brownian_fade=100).objective().regularizers
+    assert [(c, term.__name__, term.steps) for c, term in fading] == [(0.25, "brownian", 100)]
     rollout = Rollout(Prompts([], [], []), None, None, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1), Evaluation())
     eta = torch.tensor([[[-0.25, 2.75]]])
     assert objective.regularizers[1][1](Evaluation(residual=eta), rollout, torch.zeros(1, 1)).item() == pytest.approx(3.8125)

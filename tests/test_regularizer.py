@@ -6,7 +6,8 @@ import pytest
 import torch
 from toys import batch
 
-from studio.core.regularizer import active, entropy, kl_low_variance, kl_plain, kl_squared, ratio_variance
+from studio.core import GroupRelative, Objective
+from studio.core.regularizer import Fading, active, entropy, kl_low_variance, kl_plain, kl_squared, ratio_variance
 from studio.types import Evaluation
 
 X = torch.tensor([[0.1, -0.1, 1.0]])  # log new - log ref
@@ -50,3 +51,18 @@ def test_entropy_and_ratio_variance():
 
 def test_a_coefficient_of_zero_takes_the_term_out():
     assert active((0.0, entropy), (0.1, kl_plain)) == ((0.1, kl_plain),)
+
+
+def test_a_fading_term_counts_less_with_every_iteration_and_remembers_where_it_is():
+    rollout, new = batch([[1, 1]]), Evaluation(entropy=torch.tensor([[0.4, 0.8]]))
+    objective = Objective(GroupRelative(), regularizers=((0.5, Fading(entropy, steps=4)),))
+    term = objective.regularizers[0][1]
+    seen = []
+    for _ in range(6):
+        seen.append(term(new, rollout, torch.zeros(1, 2))[0, 0].item())
+        objective.update(rollout)
+    assert seen == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0, 0.0])
+    assert objective.needs == {"logp", "entropy"} and objective.span == "decision"
+    again = Objective(GroupRelative(), regularizers=((0.5, Fading(entropy, steps=4)),))
+    again.load_state_dict({"regularizers.0": {"done": 3}})
+    torch.testing.assert_close(again.regularizers[0][1](new, rollout, torch.zeros(1, 2)), torch.tensor([[0.1, 0.2]]))

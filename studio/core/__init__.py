@@ -6,7 +6,7 @@ from studio.core.declare import needs, span
 from studio.core.gate import EngineCorrection, EveryGate, TopEntropy, informative_groups
 from studio.core.loss import Objective, assign_credit, check_fit, policy_loss
 from studio.core.ratio import decision_ratio, fit_ratio, no_ratio, sample_ratio, total_ratio
-from studio.core.regularizer import active, entropy, kl_low_variance, kl_plain, kl_squared, ratio_variance
+from studio.core.regularizer import Fading, active, entropy, kl_low_variance, kl_plain, kl_squared, ratio_variance
 from studio.core.stats import metrics, total
 from studio.core.surrogate import Clip, KeepGradientClip, StopClip, plain_ratio
 from studio.core.weighting import ByLength, by_decision, by_sample
@@ -18,6 +18,7 @@ __all__ = [
     "Clip",
     "EngineCorrection",
     "EveryGate",
+    "Fading",
     "GroupRelative",
     "KeepGradientClip",
     "LeaveOneOut",

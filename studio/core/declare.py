@@ -45,3 +45,8 @@ def span_of(slot: Any) -> Span:
 def widest(spans: Iterable[Span]) -> Span:
     """The widest of some spans."""
     return SPANS[max(map(SPANS.index, spans), default=0)]
+
+
+def name_of(slot: Any) -> str:
+    """What a slot is called in messages and metrics."""
+    return getattr(slot, "__name__", type(slot).__name__)

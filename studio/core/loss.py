@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from studio.core.declare import Span, needs_of, span_of, widest
+from studio.core.declare import Span, name_of, needs_of, span_of, widest
 from studio.core.ratio import decision_ratio
 from studio.core.regularizer import LIMIT
 from studio.core.stats import MOVED, ratio_sums
@@ -184,11 +184,6 @@ def check_fit(name: str, objective: Objective, provides: Collection[str], policy
         advice = f"Use it with a policy that provides {_listed(missing)}"
         advice += " or set kl to 0." if missing == {"ref"} else "."
         raise NeedsError(f"algorithm {name!r} needs {need}; policy {policy_name!r} provides {provided}. {advice}")
-
-
-def name_of(slot: Any) -> str:
-    """What a slot is called in messages and metrics."""
-    return getattr(slot, "__name__", type(slot).__name__)
 
 
 def _listed(names: Collection[str]) -> str:

@@ -5,9 +5,12 @@ KL estimators are of KL(new || ref) from decisions of the old policy, with x = l
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor
 
-from studio.core.declare import needs
+from studio.core.declare import Span, name_of, needs, needs_of, span_of
 from studio.protocols import Regularizer
 from studio.shapes import expect
 from studio.types import Evaluation, Rollout
@@ -18,6 +21,42 @@ LIMIT = 20.0  # largest |log ratio| that is exponentiated, here and in policy_lo
 def active(*terms: tuple[float, Regularizer]) -> tuple[tuple[float, Regularizer], ...]:
     """The terms that count: a coefficient of 0 takes the term, and what it needs, out of the objective."""
     return tuple(term for term in terms if term[0] != 0)
+
+
+@dataclass
+class Fading:
+    """A term that counts less with every iteration.  max(0, 1 - iteration/steps)·term -> [B, T].
+
+    Its memory is the number of iterations that are done, so that a resumed run fades where it stopped.
+    """
+
+    term: Regularizer
+    steps: int  # iterations until it is gone
+    done: int = 0  # iterations that are done
+
+    @property
+    def __name__(self) -> str:
+        return name_of(self.term)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of(self.term)
+
+    @property
+    def span(self) -> Span:
+        return span_of(self.term)
+
+    def __call__(self, new: Evaluation, rollout: Rollout, log_ratio: Tensor) -> Tensor:
+        return max(0.0, 1 - self.done / self.steps) * self.term(new, rollout, log_ratio)
+
+    def update(self, rollout: Rollout) -> None:
+        self.done += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
 
 
 @needs("logp", "ref")
