@@ -2,8 +2,9 @@
 
 `multigoal`: success, goals covered, action entropy, return and seconds of every method. PPO also runs with larger entropy
 bonuses; its row "ppo, matched" is the one whose action entropy is closest to PolicyFlow's. `tasks`: returns at the end of
-Pendulum, a small PointMaze and Hopper, there also with the flow's noise at its published size. `fidelity`: the four likelihoods on MultiGoal-6. Finished runs are kept, so that several of
-these with different --only share the work and one without it writes docs/experiments/policyflow.json and .md.
+Pendulum, a small PointMaze and Hopper, there also with the flow's noise at its published size. `fidelity`: the four likelihoods
+on MultiGoal-6. Finished runs are kept, so that several of these with different --only share the work and one without it writes
+docs/experiments/policyflow.json and .md.
 
     python -m experiments.policyflow --seeds 5
 """
@@ -156,9 +157,9 @@ time of an iteration's updates.
 
 ## Other tasks
 
-Return of evaluation episodes at the end, {len(next(iter(tasks.values()), []))} seeds. These recipes start the flow from noise of
-size 0.3. At the published size of 1 PolicyFlow reaches {spread([run["return"] for run in tasks[NOISY]], ".1f")} on Hopper: where one
-action is best, the flow first has to learn to contract its noise.
+Return of evaluation episodes at the end, {len(next(iter(tasks.values()), []))} seeds. On Pendulum and
+Hopper the flow starts from noise of size 0.3. At the published size of 1 PolicyFlow reaches
+{spread([run["return"] for run in tasks[NOISY]], ".1f")} on Hopper: where one action is best, the flow first has to learn to contract.
 
 | task | CleanRL's PPO, published | PPO | PolicyFlow |
 |---|---|---|---|
