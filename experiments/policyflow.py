@@ -159,7 +159,7 @@ time of an iteration's updates.
 
 Return of evaluation episodes at the end, {len(next(iter(tasks.values()), []))} seeds. On Pendulum and
 Hopper the flow starts from noise of size 0.3. At the published size of 1 PolicyFlow reaches
-{spread([run["return"] for run in tasks[NOISY]], ".1f")} on Hopper: where one action is best, the flow first has to learn to contract.
+{spread([run["return"] for run in tasks[NOISY]], ".1f")} on Hopper: where one action is best, it has to contract first.
 
 | task | CleanRL's PPO, published | PPO | PolicyFlow |
 |---|---|---|---|
