@@ -95,7 +95,7 @@ def one(given: Any, part: str, name: str, seed: int) -> dict[str, float]:
         recipe, overrides = "multigoal-policyflow", [*LIKELIHOODS[name], "policy.fidelity=10", *steps]
     else:
         recipe, overrides = name.partition(",")[0], ["policy.z=1"] if name == NOISY else SHORTER.get(name.rpartition("-")[0], [])
-    folder = "".join(c if c.isalnum() or c in ".+-" else "_" for c in f"{part}-{name}-{seed}")
+    folder = "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{part}-{name.replace('+', 'p')}-{seed}")
     records = run_once(given.runs, folder, f"control/{recipe}", [*overrides, f"seed={seed}"])
     last = next(r for r in reversed(records) if "reward/eval.return" in r)
     found = {key.removeprefix("reward/eval."): value for key, value in last.items() if key.startswith("reward/eval.")}
