@@ -155,6 +155,12 @@ class Recipe:
                 f"{train.gradient_accumulation_steps} that divides the {rows // processes} rows of a process, got "
                 f"{train.minibatches}. Change one of the two."
             )
+        if getattr(self.objective(), "span", "row") == "group" and rows // (processes * larger) % train.group_size:
+            raise ConfigError(
+                f"recipe.train: expected whole groups of {train.group_size} rows in every part for algorithm "
+                f"{self.algorithm.name!r}, which compares the rows of a prompt, got parts of {rows // (processes * larger)}. Lower "
+                "minibatches or gradient_accumulation_steps."
+            )
         if train.minibatches > 1 and getattr(self.objective(), "span", "batch") == "batch":
             raise ConfigError(
                 f"recipe.train.minibatches: expected 1 for algorithm {self.algorithm.name!r}, which takes one step on the whole "

@@ -116,8 +116,8 @@ def fail_together(failure: RewardError | None, processes: Processes) -> None:
 
 
 def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
-    """The global batch as far as credit needs it: no samples, no traces, only small [B] and [B, T] fields."""
-    small = ("dt", "jacobian", "logp", "entropy", "value")
+    """The global batch as far as credit needs it: texts, no images, no traces, and of what policies said the [B, T] fields."""
+    small = ("dt", "jacobian", "logp", "entropy", "value", "post", "token", "tempered")
     old = {name: getattr(rollout.old, name) for name in small}
     ref = None if rollout.ref is None else {name: getattr(rollout.ref, name) for name in small}
     gather = {True: processes.gather, False: lambda x: x}[processes.world > 1]
@@ -125,15 +125,17 @@ def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
     def light(said: dict[str, Tensor | None]) -> Evaluation:
         return Evaluation(**{name: None if value is None else gather(value) for name, value in said.items()})
 
-    ranks = processes.gather_objects(rollout.prompts)
+    texts = rollout.samples if isinstance(rollout.samples, list) else None
+    ranks = processes.gather_objects((rollout.prompts, texts))
     return Rollout(
-        Prompts(*([item for rank in ranks for item in getattr(rank, name)] for name in ("text", "key", "info"))),
-        None,
+        Prompts(*([item for rank, _ in ranks for item in getattr(rank, name)] for name in ("text", "key", "info"))),
+        None if texts is None else [text for _, texts in ranks for text in texts],
         None,
         gather(rollout.mask),
         gather(rollout.group),
         light(old),
         ref=None if ref is None else light(ref),
+        **{n: None if (value := getattr(rollout, n)) is None else gather(value) for n in ("cut", "given", "segment")},
     )
 
 

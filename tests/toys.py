@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from studio.core import assign_credit, metrics, policy_loss
+from studio.core.tempered import TEMPERATURES
 from studio.protocols import Policy
 from studio.types import EVERY, Evaluation, Prompts, Rollout
 
@@ -97,7 +98,7 @@ class Toy(nn.Module):
 class Tokens(Toy):
     """Four tokens out of five. Reward: the share of positions that hold the wanted token; best 1."""
 
-    provides = frozenset({"logp", "entropy", "ref"})
+    provides = frozenset({"logp", "entropy", "token", "tempered", "ref"})
     steps, vocabulary, best = 4, 5, 1.0
 
     def __init__(self) -> None:
@@ -112,7 +113,9 @@ class Tokens(Toy):
     def evaluate(self, rollout: Rollout) -> Evaluation:
         each = self.logits.log_softmax(-1)[rollout.trace.index]
         logp = each.gather(-1, rollout.trace.taken[..., None])[..., 0]
-        return Evaluation(logp=logp, entropy=-(each.exp() * each).sum(-1))
+        warm = [(self.logits / t).log_softmax(-1)[rollout.trace.index] for t in TEMPERATURES]
+        tempered = torch.stack([w.gather(-1, rollout.trace.taken[..., None])[..., 0] for w in warm], -1)
+        return Evaluation(logp=logp, entropy=-(each.exp() * each).sum(-1), token=rollout.trace.taken, tempered=tempered)
 
     def reward(self, rollout: Rollout) -> Tensor:
         return (rollout.trace.taken == torch.arange(self.steps)).float().mean(1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
-Span = Literal["decision", "row", "batch"]
-SPANS: tuple[Span, ...] = ("decision", "row", "batch")
+Span = Literal["decision", "row", "group", "batch"]
+SPANS: tuple[Span, ...] = ("decision", "row", "group", "batch")
 S = TypeVar("S")
 
 
@@ -22,7 +22,7 @@ def needs(*names: str) -> Callable[[S], S]:
 
 
 def span(width: Span) -> Callable[[S], S]:
-    """Marks a slot whose result for one decision depends on its whole row or on the whole batch."""
+    """Marks a slot whose result for one decision depends on its whole row, on the rows of its prompt or on the batch."""
 
     def mark(slot: S) -> S:
         target: Any = slot

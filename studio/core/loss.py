@@ -171,7 +171,7 @@ def neutral(said: Evaluation, live: Tensor) -> Evaluation:
     """
 
     def settle(x: Tensor | None) -> Tensor | None:
-        return None if x is None else torch.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, 1.0)
+        return None if x is None else torch.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, 1)
 
     return Evaluation(**{f.name: settle(getattr(said, f.name)) for f in fields(said)})
 
