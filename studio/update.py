@@ -10,7 +10,7 @@ from torch import Tensor
 
 from studio.core import assign_credit, metrics, policy_loss, total
 from studio.core.masked import group_stats
-from studio.core.stats import LARGEST, MOVED
+from studio.core.stats import LARGEST, MEASURED, MOVED
 from studio.dist import Processes
 from studio.errors import DivergedError
 from studio.parts import Parts
@@ -40,6 +40,7 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
     alive = loose and bool((credit.weight > 0).all()) and processes.world == 1  # an empty part of a process is dead
     parts.rate.start(step)
     told: dict[str, float] = {}
+    adapted: dict[str, float] = {}
     by_step: list[dict[str, Tensor]] = []
     norm, minibatches = 0.0, recipe.acting.minibatches(recipe.train.minibatches) if loose else recipe.train.minibatches
     for epoch in range(recipe.train.epochs):
@@ -69,6 +70,7 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
             if step == epoch == number == 0:
                 _check_first_replay(processes.largest(whole[LARGEST]).item(), recipe.train.ratio_tolerance)
             norm = optimize(recipe, parts, processes.sum(whole["loss/total"]).item())
+            adapted = parts.objective.learn({k: processes.sum(v) for k, v in whole.items() if k.startswith(MEASURED)})
             sums += done
         told = {name: float(value) for name, value in metrics(_reduce(total(sums), processes)).items()}
         parts.rate.moved(told.get(MOVED))
@@ -76,7 +78,7 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
     steps = {name: processes.sum(value) for name, value in total(by_step).items()}
     if "gradient" in steps:  # of the loss as it was differentiated
         steps["gradient"] = steps["gradient"] / (processes.world * minibatches) ** 2
-    told |= {"loss/grad_norm": norm, "loss/learning_rate": parts.rate.now}
+    told |= adapted | {"loss/grad_norm": norm, "loss/learning_rate": parts.rate.now}
     if isinstance(parts.policy, Monitored):
         told |= parts.policy.monitor(rollout, credit, step)
     return reward_metrics(everyone) | told | (step_metrics(steps) if steps else {})

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Span = Literal["decision", "row", "group", "batch"]
 SPANS: tuple[Span, ...] = ("decision", "row", "group", "batch")
 S = TypeVar("S")
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """A slot that learns from every optimizer step, and says where it is; what it measures adds up over parts and ranks."""
+
+    def measure(self, log_ratio: Tensor, advantage: Tensor, weight: Tensor) -> Tensor: ...  # [B, T] each -> sums [K]
+    def learn(self, measured: Tensor) -> None: ...  # the sums of the whole batch, after the step
+    def told(self) -> dict[str, float]: ...  # metrics `area/name`
 
 
 def needs(*names: str) -> Callable[[S], S]:
