@@ -14,7 +14,7 @@ from studio.core import Objective
 from studio.core.pathwise import PathwiseObjective
 from studio.optim import Average, LearningRate, build_optimizer
 from studio.prompts.source import Shuffled
-from studio.protocols import Arena, Policy, PromptSource, Stateful
+from studio.protocols import Arena, Policy, Prepares, PromptSource, Stateful
 from studio.recipe import Recipe
 from studio.registry import load
 from studio.scoring import Scorer, check_prompts
@@ -67,6 +67,10 @@ def build_parts(recipe: Recipe, shard: Callable[[nn.Module], None] = lambda mode
         check_prompts(scorer.rewards, test)
     policy = recipe.policy.options.build(recipe.seed)
     shard(policy.model)
+    if isinstance(policy, Prepares):
+        policy.want(recipe.objective().needs)
+        for part in (sight, test):
+            policy.check_prompts(part)
     if "ref" in recipe.objective().needs:
         policy.keep_reference()
     return _around(recipe, policy, prompts, rewards, held_out, test)

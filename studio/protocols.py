@@ -47,6 +47,14 @@ class Monitored(Protocol):
     def monitor(self, rollout: Rollout, credit: Credit, step: int) -> dict[str, float]: ...
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """A policy that computes what its objective asks for and no more, and refuses what it cannot read before sampling it."""
+
+    def want(self, needs: frozenset[str]) -> None: ...
+    def check_prompts(self, prompts: Prompts) -> None: ...
+
+
 class Arena(Protocol):
     """Where a control policy acts: environments of this process, with what is remembered of them between iterations."""
 

@@ -14,10 +14,11 @@ from rewards.candidates import Compares, by_key, compared
 from rewards.combine import combine
 from rewards.guards import guard_stats
 from rewards.score import check_prompts, refuse_failures, score_all
+from rewards.text_guards import text_stats
 from studio.config import Weighted
 from studio.types import Prompts, Rollout, Scores
 
-__all__ = ["Scorer", "guard_stats", "join_scores", "refuse_failures", "reward_of", "check_prompts"]
+__all__ = ["Scorer", "guard_stats", "join_scores", "refuse_failures", "reward_of", "check_prompts", "text_stats"]
 
 
 class Scorer:

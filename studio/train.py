@@ -35,7 +35,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     model, optimizer = processes.prepare(parts.policy.model, parts.optimizer, wrap=parts.env is None)  # type: ignore[attr-defined]
     parts.optimizer = parts.rate.optimizer = optimizer
     if model is not parts.policy.model:  # type: ignore[attr-defined]
-        parts.policy.backbone.training_network = model  # type: ignore[attr-defined]
+        parts.policy.distribute(model)  # type: ignore[attr-defined]
     if parts.env is not None:
         parts.env.together = parts.policy.together = processes.sum  # type: ignore[attr-defined]
     start = _resume(run, parts, processes)
@@ -118,7 +118,7 @@ def _evaluate(step: int, recipe: Recipe, run: Run, parts: Parts, *, write: bool)
         return False
     run.log(step, seen.metrics)
     if seen.records:
-        run.save_samples(step, seen.images, seen.records)
+        run.save_samples(step, seen.samples, seen.records)
     for message in seen.alarms:
         run.event("alarm", step=step, message=message)
     return bool(seen.alarms) and recipe.watch.stop

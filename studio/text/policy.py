@@ -1,0 +1,155 @@
+"""A causal language model as a Policy: one row is a completion, one decision is a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studio.errors import ConfigError
+from studio.frozen import Frozen
+from studio.text.chat import Reader
+from studio.text.generate import Generated, generate
+from studio.text.network import TokenNetwork
+from studio.text.sampling import Sampling
+from studio.text.store import load_weights, save_weights
+from studio.text.tokens import pack, trace_of
+from studio.types import Evaluation, Prompts, Rollout
+
+
+class TokenPolicy:
+    """Writes completions and evaluates their tokens again with the network of the moment."""
+
+    reduction = "sum"  # of logp over a decision: a token is one number
+
+    def __init__(
+        self, network: TokenNetwork, tokenizer: Any, sampling: Sampling, *, provides: frozenset[str], lora: bool = False
+    ) -> None:
+        self.model, self.sampling, self.provides, self.lora = network, sampling, provides, lora
+        self.tokenizer, self.reader = tokenizer, Reader(tokenizer, sampling)
+        self.device = next(network.parameters()).device
+        self.tempered = False  # whether an objective asks for other temperatures: each is one more pass over the vocabulary
+        self._network: nn.Module = network  # what evaluates with gradients: the network, or what distributes it
+        self._frozen = Frozen(network.lm if lora else network, lora=lora)
+
+    def sample(
+        self,
+        rows: Prompts,
+        *,
+        group: Tensor,
+        seeds: Sequence[int],
+        step: int,
+        finished: Callable[[Prompts, list[str]], None] | None = None,
+        micro: int | None = None,
+    ) -> Rollout:
+        """One completion a row with what was said of every token; `finished` sees every part of them as it is done."""
+        prompts = self.reader.read(rows)
+        done, texts = [], []
+        for at in range(0, len(rows), micro or len(rows)):
+            cut = range(at, min(at + (micro or len(rows)), len(rows)))
+            done.append(self._write([prompts[i] for i in cut], [seeds[i] for i in cut], self.sampling.temperature))
+            texts += self.reader.texts(done[-1])
+            if finished is not None:
+                finished(rows.take(cut), texts[at:])
+        token, cut_off = _joined(done, "token"), _joined(done, "cut")
+        mask = _joined(done, "sampled")
+        if not self.sampling.train_cut:
+            mask = mask & ~cut_off[:, None]
+        old = Evaluation(
+            logp=_joined(done, "logp"),
+            entropy=_joined(done, "entropy"),
+            token=token,
+            tempered=_joined(done, "tempered") if self.tempered else None,
+            value=_joined(done, "value") if self.model.critic is not None else None,
+        )
+        trace = trace_of(prompts, token)
+        return Rollout(rows, texts, trace, mask, group.to(self.device), old, cut=cut_off, seeds=list(seeds))
+
+    def evaluate(self, rollout: Rollout) -> Evaluation:
+        """The recorded tokens that train, under the current network: all rows in one batch, the rest 0."""
+        places = pack(rollout.trace, rollout.mask)  # type: ignore[arg-type]
+        network = self._network if torch.is_grad_enabled() else self.model
+        heard = network(
+            places.tokens,
+            places.row,
+            places.column,
+            places.chosen,
+            temperature=self.sampling.temperature,
+            tempered=self.tempered,
+        )
+        first = rollout.trace.window[0] if rollout.trace.window else 0  # type: ignore[union-attr]
+
+        def spread(said: Tensor | None) -> Tensor | None:
+            if said is None:
+                return None
+            flat = said.new_zeros(*rollout.mask.shape, *said.shape[1:])
+            return flat.index_put((places.row, places.decision - first), said)
+
+        return Evaluation(
+            logp=spread(heard.logp), entropy=spread(heard.entropy), tempered=spread(heard.tempered), value=spread(heard.value)
+        )
+
+    def draw(self, prompts: Prompts, seeds: Sequence[int], *, micro: int = 256) -> list[str]:
+        """Evaluation completions; row i depends on its prompt and seeds[i] alone."""
+        read, texts = self.reader.read(prompts), []
+        for at in range(0, len(read), micro):
+            part = self._write(read[at : at + micro], seeds[at : at + micro], self.sampling.eval_temperature)
+            texts += self.reader.texts(part)
+        return texts
+
+    def want(self, needs: frozenset[str]) -> None:
+        """What an objective needs decides what is computed beside likelihoods."""
+        self.tempered = "tempered" in needs
+
+    def check_prompts(self, prompts: Prompts) -> None:
+        """ConfigError for a prompt that leaves no room for its completion, or that cannot be put into the chat's form."""
+        room = getattr(self.model.lm.config.get_text_config(), "max_position_embeddings", None)
+        for text, tokens in zip(prompts.text, self.reader.read(prompts), strict=True):
+            if room is not None and len(tokens) + self.sampling.limit > room:
+                raise ConfigError(
+                    f"prompt {text[:40]!r}: expected at most {room} tokens of prompt and completion, the model's context, got "
+                    f"{len(tokens)} + sampling.limit = {self.sampling.limit}. Shorten the prompt or lower the limit."
+                )
+
+    def reference(self) -> AbstractContextManager[None]:
+        """The frozen reference: adapters off, or the initial weights swapped in for full fine-tuning."""
+        return self._frozen.applied()
+
+    def keep_reference(self) -> None:
+        """Store the present weights as the reference; adapters need no copy."""
+        self._frozen.keep()
+
+    def distribute(self, model: nn.Module) -> None:
+        """Evaluation with gradients goes through this wrapper from now on."""
+        self._network = model
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def save(self, folder: Path, *, write: bool = True) -> None:
+        """An adapter as PEFT stores it, or the whole model; both with the tokenizer, and the critic beside them."""
+        save_weights(self.model, self.tokenizer, folder, lora=self.lora, write=write)
+
+    def load(self, folder: Path) -> None:
+        load_weights(self.model, folder, lora=self.lora)
+
+    def _write(self, prompts: Sequence[Tensor], seeds: Sequence[int], temperature: float) -> Generated:
+        self.model.eval()
+        return generate(
+            self.model,
+            prompts,
+            seeds,
+            limit=self.sampling.limit,
+            end=self.reader.end,
+            temperature=temperature,
+            tempered=self.tempered,
+            ends=self.reader.ends if self.sampling.stop else None,
+        )
+
+
+def _joined(parts: list[Generated], name: str) -> Tensor:
+    return torch.cat([getattr(part, name) for part in parts])

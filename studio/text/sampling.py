@@ -1,0 +1,21 @@
+"""How completions are drawn: settings only, so that a recipe is read without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Nothing cuts the distribution (no top-k, no top-p): what is trained is what was drawn from."""
+
+    limit: Annotated[int, Field(ge=1)] = 64  # tokens of a completion
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of rollouts; likelihoods are taken at it
+    eval_temperature: Annotated[float, Field(ge=0)] = 1.0  # 0 = the likeliest token
+    stop: list[str] = field(default_factory=list)  # strings that end a completion, besides the model's own end
+    chat: Literal["auto", "on", "off"] = "auto"  # put prompts into the tokenizer's chat template; auto = where it has one
+    system: str = ""  # system message of the chat
+    train_cut: bool = True  # whether completions cut at the limit train; false is DAPO's mask of overlong answers

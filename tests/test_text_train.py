@@ -1,0 +1,123 @@
+"""A language model in the loop: the same loop, folder, resume and processes as every other policy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_two
+from test_resume import assert_same
+from test_train import fresh
+from text_runs import STEPS, text_recipe
+
+from studio.errors import ConfigError
+from studio.run import Run, RunView, request
+from studio.train import train
+
+KINDS = {
+    "full": (),
+    "lora": ("policy.model.train=lora",),
+    "critic": ("algorithm={name: ppo, kl: 0.01}", "policy.critic=true"),
+}
+TWO = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, "tests")
+import torch
+torch.set_num_threads(1)
+import test_text_train as shared
+from studio.dist import Processes
+from studio.run import Run
+
+end = Processes.end
+Processes.end = lambda self: None  # one process group for all the runs of this test
+root = Path(sys.argv[1])
+for kind, settings in shared.KINDS.items():
+    folder = root / kind
+    recipe = shared.text_recipe(root, *settings, "watch.every=100")
+    if os.environ["RANK"] == "0":
+        run = shared.fresh(recipe, folder.parent, kind)
+        (folder / "ready").touch()
+    while not (folder / "ready").exists():
+        time.sleep(0.05)
+    run = run if os.environ["RANK"] == "0" else Run(folder, {})
+    assert shared.train(recipe, run) == "finished"
+"""
+
+
+def outcome(folder: Path):
+    """Metrics without times, all that the checkpoint holds, and the last evaluation's texts."""
+    view = RunView.open(folder)
+    metrics = [{k: v for k, v in r.items() if k != "t" and not k.startswith("time/")} for r in view.metrics().records]
+    state = torch.load(view.checkpoint() / "state.pt", weights_only=True)
+    texts = [record["text"] for record in view.samples(view.sample_steps()[-1])]
+    return metrics, state, texts
+
+
+def weights(folder: Path):
+    return torch.load(RunView.open(folder).checkpoint() / "state.pt", weights_only=True)["trainable"]
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    return max((x - y).abs().max().item() for x, y in zip(weights(a), weights(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    text_recipe(folder)  # the model and the prompts
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    """One uninterrupted run of each kind."""
+    for kind, settings in KINDS.items():
+        recipe = text_recipe(root, *settings)
+        assert train(recipe, fresh(recipe, root, f"{kind}-whole")) == "finished"
+    return root
+
+
+def test_a_run_leaves_metrics_texts_and_scores(whole):
+    view = RunView.open(whole / "full-whole")
+    records = view.metrics().records
+    assert {"ratio/largest", "reward/mean", "loss/total", "kl/old"} <= records[1].keys()
+    assert {"reward/eval.function", "sample/characters", "sample/repetition"} <= records[0].keys()
+    first = view.samples(0)
+    assert len(first) == 2 and first[0]["prompt"].endswith("=") and 0 <= first[0]["rewards"]["function"] <= 1
+    assert first[0]["file"].read_text() == first[0]["text"]
+
+
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(whole):
+    recipe = text_recipe(whole)
+    run = fresh(recipe, whole, "again")
+    assert train(recipe, run, report=lambda step, _: request(run.folder, "stop") if step == 2 else None) == "stopped"
+    torch.manual_seed(123)
+    assert train(recipe, Run.resume(run.folder)) == "finished"
+    assert_same(outcome(whole / "again"), outcome(whole / "full-whole"))
+
+
+def test_in_parts_it_learns_the_same(whole):
+    recipe = text_recipe(whole, "train.gradient_accumulation_steps=4")
+    assert train(recipe, fresh(recipe, whole, "parts")) == "finished"
+    assert largest_difference(whole / "parts", whole / "full-whole") <= 2e-6
+
+
+def test_two_processes_learn_the_same(whole):
+    run_two(TWO, whole)
+    for kind in KINDS:
+        assert largest_difference(whole / kind, whole / f"{kind}-whole") <= 2e-6, kind
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_sampling(root):
+    long = root / "long.jsonl"
+    long.write_text('{"prompt": "' + "1" * 130 + '="}\n')
+    recipe = text_recipe(root, f"prompts.train={long}")
+    with pytest.raises(ConfigError, match="expected at most 128 tokens of prompt and completion.*got 131 \\+ sampling.limit = 10"):
+        train(recipe, fresh(recipe, root, "long"))
+
+
+def test_a_chat_needs_a_template(root):
+    recipe = text_recipe(root, "policy.sampling.chat=on")
+    with pytest.raises(ConfigError, match="chat template for 'on', got one without"):
+        train(recipe, fresh(recipe, root, "chat"))
+    assert STEPS == recipe.train.steps
