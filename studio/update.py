@@ -38,6 +38,7 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
     if loose:
         rollout, credit = apart(rollout, credit)
     alive = loose and bool((credit.weight > 0).all()) and processes.world == 1  # an empty part of a process is dead
+    positions = not loose and rollout.old.token is None  # those of a text are many and mean nothing by themselves
     parts.rate.start(step)
     told: dict[str, float] = {}
     adapted: dict[str, float] = {}
@@ -58,13 +59,13 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
                 (chunk, share), last = part(rollout, credit, piece), index == len(pieces) - 1
                 with processes.synchronized(model, last), processes.autocast():
                     new = parts.policy.evaluate(chunk)
-                    if not loose:
+                    if positions:
                         watch_gradient(new)
                     loss, stats = policy_loss(parts.objective, new, chunk, share, alive=alive)
                 # weights add up over the whole rollout: a minibatch of an m-th of it takes a step of full length
                 processes.backward(loss * minibatches, last=last, model=model)
                 done.append(stats)
-                if not loose:
+                if positions:
                     by_step.append(placed(step_sums(parts.objective, new, chunk, share), piece[1], rollout.mask.shape[1]))
             whole = total(done)
             if step == epoch == number == 0:
@@ -81,7 +82,7 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
     told |= adapted | {"loss/grad_norm": norm, "loss/learning_rate": parts.rate.now}
     if isinstance(parts.policy, Monitored):
         told |= parts.policy.monitor(rollout, credit, step)
-    return reward_metrics(everyone) | told | (step_metrics(steps) if steps else {})
+    return reward_metrics(everyone) | text_metrics(everyone) | told | (step_metrics(steps) if steps else {})
 
 
 def optimize(recipe: Recipe, parts: Parts, loss: float) -> float:
@@ -113,6 +114,17 @@ def reward_metrics(everyone: Rollout) -> dict[str, float]:
         "reward/missing": 1 - present.float().mean().item(),
         **parts,
     }
+
+
+def text_metrics(everyone: Rollout) -> dict[str, float]:
+    """Of written rows: mean length and share of those that the limit cut, and the mean entropy of their tokens in nats."""
+    if everyone.old.token is None or everyone.old.entropy is None:
+        return {}
+    live, cut = everyone.mask, everyone.cut
+    return {
+        "sample/length": live.sum(1).float().mean().item(),
+        "sample/entropy": (everyone.old.entropy * live).sum().item() / max(1, int(live.sum())),
+    } | ({} if cut is None else {"sample/cut": cut.float().mean().item()})
 
 
 def _reduce(sums: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:

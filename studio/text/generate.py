@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -95,6 +95,28 @@ def draw(logits: Tensor, uniform: Tensor, *, greedy: bool = False) -> Tensor:
     wanted = (uniform * cumulated[:, -1]).to(cumulated.dtype)
     index = torch.searchsorted(cumulated, wanted[:, None], right=True)[:, 0]
     return index.clamp(max=logits.shape[1] - 1)
+
+
+def put_beside(
+    known: Mapping[int, Tensor], drawn: Generated | None, free: Sequence[int], rows: int, limit: int, device: torch.device
+) -> Generated:
+    """`drawn` rows at the places `free` among `rows`, and answers that are known at the others, without likelihoods yet."""
+    if drawn is None:
+        token = torch.zeros(rows, limit, dtype=torch.int64, device=device)
+        flat = torch.zeros(rows, limit, device=device)
+        none = torch.zeros(rows, dtype=torch.int64, device=device)
+        whole = Generated(token, flat, flat.clone(), flat.new_zeros(rows, limit, 3), flat.clone(), none, none.bool(), token.bool())
+    else:
+        place = torch.tensor(free, device=device)
+
+        def wide(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.new_zeros(rows, *x.shape[1:]).index_copy(0, place, x)
+
+        whole = Generated(**{f.name: wide(getattr(drawn, f.name)) for f in fields(Generated)})  # type: ignore[arg-type]
+    for row, tokens in known.items():
+        whole.token[row, : len(tokens)], whole.sampled[row, : len(tokens)] = tokens.to(device), True
+        whole.length[row] = len(tokens)
+    return whole
 
 
 class _Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from studio.errors import ConfigError
 from studio.frozen import Frozen
 from studio.text.chat import Reader
-from studio.text.generate import Generated, generate
+from studio.text.generate import Generated, generate, put_beside
+from studio.text.given import answer_tokens, beginnings, check_pairs, pair_answers
 from studio.text.network import TokenNetwork
 from studio.text.sampling import Sampling
 from studio.text.store import load_weights, save_weights
@@ -48,10 +50,11 @@ class TokenPolicy:
     ) -> Rollout:
         """One completion a row with what was said of every token; `finished` sees every part of them as it is done."""
         prompts = self.reader.read(rows)
+        answers = pair_answers(rows, group) if self.sampling.pairs else [None] * len(rows)
         done, texts = [], []
         for at in range(0, len(rows), micro or len(rows)):
             cut = range(at, min(at + (micro or len(rows)), len(rows)))
-            done.append(self._write([prompts[i] for i in cut], [seeds[i] for i in cut], self.sampling.temperature))
+            done.append(self._part(rows.take(cut), [prompts[i] for i in cut], [seeds[i] for i in cut], [answers[i] for i in cut]))
             texts += self.reader.texts(done[-1])
             if finished is not None:
                 finished(rows.take(cut), texts[at:])
@@ -66,8 +69,8 @@ class TokenPolicy:
             tempered=_joined(done, "tempered") if self.tempered else None,
             value=_joined(done, "value") if self.model.critic is not None else None,
         )
-        trace = trace_of(prompts, token)
-        return Rollout(rows, texts, trace, mask, group.to(self.device), old, cut=cut_off, seeds=list(seeds))
+        rollout = Rollout(rows, texts, trace_of(prompts, token), mask, group.to(self.device), old, cut=cut_off, seeds=list(seeds))
+        return self._with_given(rollout, answers, micro or len(rows)) if self.sampling.pairs else rollout
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
         """The recorded tokens that train, under the current network: all rows in one batch, the rest 0."""
@@ -107,6 +110,8 @@ class TokenPolicy:
 
     def check_prompts(self, prompts: Prompts) -> None:
         """ConfigError for a prompt that leaves no room for its completion, or that cannot be put into the chat's form."""
+        if self.sampling.pairs:
+            check_pairs(prompts)
         room = getattr(self.model.lm.config.get_text_config(), "max_position_embeddings", None)
         for text, tokens in zip(prompts.text, self.reader.read(prompts), strict=True):
             if room is not None and len(tokens) + self.sampling.limit > room:
@@ -137,7 +142,34 @@ class TokenPolicy:
     def load(self, folder: Path) -> None:
         load_weights(self.model, folder, lora=self.lora)
 
-    def _write(self, prompts: Sequence[Tensor], seeds: Sequence[int], temperature: float) -> Generated:
+    def _part(self, rows: Prompts, prompts: list[Tensor], seeds: list[int], answers: list[str | None]) -> Generated:
+        """Completions of these rows: answers that are given, and the others drawn."""
+        free = [i for i, answer in enumerate(answers) if answer is None]
+        begin: list[Tensor] = []
+        if self.sampling.roll_in:
+            begin = beginnings(self.tokenizer, rows.take(free), [seeds[i] for i in free], self.sampling.roll_in, self.sampling.reference)
+        drawn = None
+        if free:
+            drawn = self._write([prompts[i] for i in free], [seeds[i] for i in free], self.sampling.temperature, begin)
+        if len(free) == len(answers):
+            assert drawn is not None
+            return drawn
+        known = {i: answer_tokens(self.tokenizer, a, self.sampling.limit) for i, a in enumerate(answers) if a is not None}
+        return put_beside(known, drawn, free, len(answers), self.sampling.limit, self.device)
+
+    @torch.no_grad()
+    def _with_given(self, rollout: Rollout, answers: list[str | None], micro: int) -> Rollout:
+        """The rollout with what the policy says of given answers recorded, as if it had drawn them."""
+        given = torch.tensor([answer is not None for answer in answers], device=self.device)
+        for rows in given.nonzero()[:, 0].split(micro):
+            said = self.evaluate(rollout.at(rows))
+            for name in ("logp", "entropy", "tempered", "value"):
+                old, new = getattr(rollout.old, name), getattr(said, name)
+                if old is not None and new is not None:
+                    old[rows] = new
+        return replace(rollout, given=given)
+
+    def _write(self, prompts: Sequence[Tensor], seeds: Sequence[int], temperature: float, begin: Sequence[Tensor] = ()) -> Generated:
         self.model.eval()
         return generate(
             self.model,
@@ -147,6 +179,7 @@ class TokenPolicy:
             end=self.reader.end,
             temperature=temperature,
             tempered=self.tempered,
+            begin=begin,
             ends=self.reader.ends if self.sampling.stop else None,
         )
 

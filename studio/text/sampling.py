@@ -18,4 +18,7 @@ class Sampling:
     stop: list[str] = field(default_factory=list)  # strings that end a completion, besides the model's own end
     chat: Literal["auto", "on", "off"] = "auto"  # put prompts into the tokenizer's chat template; auto = where it has one
     system: str = ""  # system message of the chat
+    pairs: bool = False  # the first two rows of a group are the record's `chosen` and `rejected` answers
+    roll_in: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of rows that start with a part of the record's reference answer
+    reference: str = "solution"  # field of that answer
     train_cut: bool = True  # whether completions cut at the limit train; false is DAPO's mask of overlong answers
