@@ -18,6 +18,7 @@ LEAVE = 0.125  # share of finished rows from which on the others are gathered in
 GLANCE = 8  # steps between two looks at who has finished, where looking makes a GPU wait
 
 Ends = Callable[[list[Tensor]], list[bool]]  # the tokens of some rows so far -> which of them end here
+Answers = Callable[[list[Tensor]], list[Tensor | None]]  # the tokens of some rows so far -> what is put behind them
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,13 @@ def generate(
     tempered: bool = False,
     begin: Sequence[Tensor] = (),
     ends: Ends | None = None,
+    answers: Answers | None = None,
 ) -> Generated:
     """One completion a row of at most `limit` tokens, drawn from softmax(logits / temperature); temperature 0 takes the likeliest.
 
     prompts: token ids [P_b] a row; rows with the same prompt share the reading of it.  seeds: a row's draws depend on its seed alone,
     not on who else is in the batch.  begin: tokens that a row must start with; they are recorded as not sampled.  end: ids after
-    which a row is done; `ends` may say so as well.
+    which a row is done; `ends` may say so as well.  answers: tokens that follow what a row has written, as those of a tool.
     """
     device = next(network.parameters()).device
     batch = _Batch(network, prompts, limit, temperature, device)
@@ -60,16 +62,21 @@ def generate(
     stops = torch.tensor(list(end), device=device)
     kept = _Kept(len(prompts), limit, network.critic is not None, tempered, device)
     rows, done = torch.arange(len(prompts), device=device), torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    every = 1 if device.type == "cpu" or ends is not None else GLANCE
+    every = 1 if device.type == "cpu" or ends or answers else GLANCE
     for t in range(limit):
         logits, value = batch.answer
         token = torch.where(forced[rows, t] >= 0, forced[rows, t], draw(logits, uniform[rows, t], greedy=temperature == 0))
         kept.write(rows, t, token, logits, value, forced[rows, t] < 0, ~done[rows])
         done[rows] |= torch.isin(token, stops) & (forced[rows, t] < 0)
-        if ends is not None:
-            open_rows = rows[~done[rows]].tolist()
-            for row, over in zip(open_rows, ends([kept.token[row, : t + 1] for row in open_rows]), strict=True):
+        if ends or answers:
+            free = rows[~done[rows] & (forced[rows, t] < 0)].tolist()  # an answer is neither an end nor a call
+            written = [kept.token[row, : t + 1] for row in free]
+            for row, over in zip(free, ends(written) if ends else (), strict=bool(ends)):
                 done[row] |= over
+            for row, told in zip(free, answers(written) if answers else (), strict=bool(answers)):
+                if told is not None:
+                    until = min(limit, t + 1 + len(told))
+                    forced[row, t + 1 : until] = told[: until - t - 1].to(device)
         if t + 1 == limit:
             break
         alive = None

@@ -20,6 +20,7 @@ from studio.text.network import TokenNetwork
 from studio.text.sampling import Sampling
 from studio.text.store import load_weights, save_weights
 from studio.text.tokens import pack, trace_of
+from studio.text.tools import ToolUser
 from studio.types import Evaluation, Prompts, Rollout
 
 
@@ -35,6 +36,7 @@ class TokenPolicy:
         self.tokenizer, self.reader = tokenizer, Reader(tokenizer, sampling)
         self.device = next(network.parameters()).device
         self.tempered = False  # whether an objective asks for other temperatures: each is one more pass over the vocabulary
+        self._tools = ToolUser(tokenizer, sampling.tools) if sampling.tools else None
         self._network: nn.Module = network  # what evaluates with gradients: the network, or what distributes it
         self._frozen = Frozen(network.lm if lora else network, lora=lora)
 
@@ -181,6 +183,7 @@ class TokenPolicy:
             tempered=self.tempered,
             begin=begin,
             ends=self.reader.ends if self.sampling.stop else None,
+            answers=self._tools.answers if self._tools else None,
         )
 
 
