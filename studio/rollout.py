@@ -88,10 +88,12 @@ def with_rewards(
     device = rollout.mask.device
     whole = {name: join_scores([rank[name] for rank in ranks]) for name in ranks[0]}
     everyone = _everyone(rollout, processes)
+    mine = slice(start, start + len(rollout.mask))
+    if not whole:  # objectives of preference pairs
+        return Batch(rollout, everyone, mine)
     whole = parts.rewards.compared(whole, everyone.group)
     reward, present = reward_of(whole, parts.rewards.weights, everyone, how, recipe.train.max_failures)
     everyone = replace(everyone, reward=reward.to(device), present=present.to(device), parts=parts_of(whole))
-    mine = slice(start, start + len(rollout.mask))
     scored = everyone.at(mine)
     rollout = replace(rollout, reward=scored.reward, present=scored.present, parts=scored.parts)
     return Batch(rollout, everyone, mine)

@@ -100,8 +100,10 @@ def reward_metrics(everyone: Rollout) -> dict[str, float]:
 
     Of a reward per decision [B, T] only the mean over decisions.
     """
+    if everyone.reward is None:  # objectives of preference pairs
+        return {}
     parts = {f"reward/{name}": part.nanmean().item() for name, part in everyone.parts.items() if not part.isnan().all()}
-    if everyone.reward is not None and everyone.reward.ndim == 2:
+    if everyone.reward.ndim == 2:
         return {"reward/mean": everyone.reward[everyone.mask].mean().item(), **parts}
     reward = expect(everyone.reward, "B", name="reward_metrics: reward")
     present = torch.ones_like(reward, dtype=torch.bool) if everyone.present is None else everyone.present

@@ -55,8 +55,11 @@ class Objective:
 
     @property
     def compares(self) -> bool:
-        """Whether samples of a prompt are compared, so that a group needs two; a critic needs no comparison."""
-        return self.critic is None
+        """Whether samples of a prompt are compared, so that a group needs two.
+
+        A critic needs no comparison, nor does an advantage that says `alone = True` of itself.
+        """
+        return self.critic is None and not getattr(self.advantage, "alone", False)
 
     @property
     def span(self) -> Span:

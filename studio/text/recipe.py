@@ -48,7 +48,8 @@ class Text:
 
     @property
     def provides(self) -> frozenset[str]:
-        return frozenset({"logp", "entropy", "token", "tempered", "ref"} | ({"value"} if self.critic else set()))
+        more = ({"value"} if self.critic else set()) | ({"given"} if self.sampling.pairs else set())
+        return frozenset({"logp", "entropy", "token", "tempered", "ref"} | more)
 
     def check(self) -> list[str]:
         """Warnings."""
