@@ -89,11 +89,14 @@ def test_a_run_on_pairs_learns_to_prefer_the_chosen_answers(algorithm, rows, tmp
         "policy.sampling.pairs=true",
         f"train.group_size={rows}",
         "train.steps=12",
+        "train.groups_per_step=8",
         "train.learning_rate=0.003",
         "watch.every=100",
         "rewards={}",
     )
     assert train(recipe, fresh(recipe, root)) == "finished"
+    last = [record for record in RunView.open(root / "run").metrics().records if "sample/margin" in record]
+    assert len(last) == 3 and last[-1]["sample/margin"] > last[0]["sample/margin"]
     policy, shown = recipe.policy.options.build(0), recipe.prompts.options.held_out(8).take([i for i in range(8) for _ in range(2)])
     group = torch.arange(8).repeat_interleave(2)
 

@@ -82,6 +82,7 @@ def test_a_run_leaves_metrics_texts_and_scores(whole):
     records = view.metrics().records
     assert {"ratio/largest", "reward/mean", "loss/total", "kl/old"} <= records[1].keys()
     assert records[1]["sample/length"] <= 10 and 0 < records[1]["sample/entropy"] <= 3 and 0 <= records[1]["sample/cut"] <= 1
+    assert 0 < records[1]["sample/top_mass"] <= 1 and records[1]["sample/warning"] == 0
     assert not any("@" in name for name in records[1])
     assert {"reward/eval.function", "sample/characters", "sample/repetition"} <= records[0].keys()
     first = view.samples(0)

@@ -16,12 +16,13 @@ from studio.frozen import Frozen
 from studio.text.chat import Reader
 from studio.text.generate import Generated, generate, put_beside
 from studio.text.given import answer_tokens, beginnings, check_pairs, pair_answers
+from studio.text.monitor import Monitor
 from studio.text.network import TokenNetwork
 from studio.text.sampling import Sampling
 from studio.text.store import load_weights, save_weights
 from studio.text.tokens import pack, trace_of
 from studio.text.tools import ToolUser
-from studio.types import Evaluation, Prompts, Rollout
+from studio.types import Credit, Evaluation, Prompts, Rollout
 
 
 class TokenPolicy:
@@ -36,6 +37,7 @@ class TokenPolicy:
         self.tokenizer, self.reader = tokenizer, Reader(tokenizer, sampling)
         self.device = next(network.parameters()).device
         self.tempered = False  # whether an objective asks for other temperatures: each is one more pass over the vocabulary
+        self.memory = Monitor(sampling.monitor)
         self._tools = ToolUser(tokenizer, sampling.tools) if sampling.tools else None
         self._network: nn.Module = network  # what evaluates with gradients: the network, or what distributes it
         self._frozen = Frozen(network.lm if lora else network, lora=lora)
@@ -97,6 +99,18 @@ class TokenPolicy:
         return Evaluation(
             logp=spread(heard.logp), entropy=spread(heard.entropy), tempered=spread(heard.tempered), value=spread(heard.value)
         )
+
+    @torch.no_grad()
+    def logits(self, rollout: Rollout) -> Tensor:
+        """Of the recorded decisions that train [N, V], at temperature 1."""
+        places = pack(rollout.trace, rollout.mask)  # type: ignore[arg-type]
+        heard = self.model(places.tokens, places.row, places.column)
+        assert heard.logits is not None
+        return heard.logits
+
+    def monitor(self, rollout: Rollout, credit: Credit, step: int) -> dict[str, float]:
+        """Signs of over-optimization, at an interval."""
+        return self.memory(self, rollout, step)
 
     def draw(self, prompts: Prompts, seeds: Sequence[int], *, micro: int = 256) -> list[str]:
         """Evaluation completions; row i depends on its prompt and seeds[i] alone."""

@@ -38,4 +38,5 @@ class Sampling:
     roll_in: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of rows that start with a part of the record's reference answer
     reference: str = "solution"  # field of that answer
     tools: Tools | None = None  # which the policy may call while it writes
+    monitor: Annotated[int, Field(ge=0)] = 5  # iterations between looks at signs of over-optimization; 0 = never
     train_cut: bool = True  # whether completions cut at the limit train; false is DAPO's mask of overlong answers
