@@ -90,7 +90,7 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
 def _text(view: RunView, recipe: Recipe, options: Export) -> dict[str, Any]:
     """A language model for transformers and PEFT."""
     from studio.license import base_license
-    from studio.text.export import write_card, write_text
+    from studio.export_text import write_card, write_text
     from studio.text.load import locate
 
     block = recipe.policy.options

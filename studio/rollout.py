@@ -137,7 +137,7 @@ def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
         gather(rollout.group),
         light(old),
         ref=None if ref is None else light(ref),
-        **{n: None if (value := getattr(rollout, n)) is None else gather(value) for n in ("cut", "given", "segment")},
+        **{n: None if (value := getattr(rollout, n)) is None else gather(value) for n in ("cut", "given", "segment", "engine")},
     )
 
 

@@ -20,8 +20,8 @@ from studio.types import Prompts
 KINDS = (".png", ".webp", ".jpg", ".jpeg")
 
 
-def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], Tensor, Prompts]:
-    """Image files of a folder, sorted, as [N, 3, H, W] in [0, 1] (all of one size), with their prompts."""
+def read_folder(folder: Path, prompt: str | None) -> tuple[list[str], Tensor, Prompts]:
+    """Names of the image files of a folder, sorted, the images as [N, 3, H, W] in [0, 1] (all of one size), with their prompts."""
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in KINDS) if folder.is_dir() else []
     if not files:
         raise ConfigError(f"{folder}: expected a folder of images ({', '.join(KINDS)}), got none. Name another folder.")
@@ -31,7 +31,7 @@ def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], Tensor, P
         raise ConfigError(f"{folder}: expected images of one size, got {sorted(sizes)}. Score them by size.")
     records = _records(folder)
     texts = _captions(folder, files, prompt, records)
-    return files, torch.stack(pictures), Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files])
+    return [file.name for file in files], torch.stack(pictures), Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files])
 
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("studio", "flows", "rewards", "pruning", "ui")
 
 BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "studio.names", "studio.seeds")
-COMPONENT = (*BASE, "studio.core", "studio.algorithms")
+COMPONENT = (*BASE, "studio.core", "studio.algorithms", "studio.frozen")
 SPINE = (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema", "studio.config", "studio.recipe")
 SPINE += ("studio.files", "studio.process")
 SPINE += ("studio.run", "studio.dist", "studio.optim", "studio.prompts", "studio.scoring", "studio.watch")
@@ -40,6 +40,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.algorithms": (*BASE, "studio.core"),
     "studio.prompts": COMPONENT,
     "studio.text": COMPONENT,
+    "studio.text.tasks": BASE,  # the bundled problems and their exact verifiers: pure Python that prompts and rewards share
+    "studio.prompts.tasks": (*COMPONENT, "studio.prompts", "studio.text.tasks", "studio.text.world"),
+    "studio.frozen": BASE,
     "studio.registry": BASE,
     "studio.annotation": BASE,
     "studio.wording": (*BASE, "studio.registry", "studio.annotation"),
@@ -50,6 +53,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.replay": (*BASE, "studio.recipe"),
     "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
     "studio.score_folder": (*BASE, "rewards.pictures"),
+    "studio.score_texts": (*BASE, "studio.prompts"),
     "studio.chart": BASE,
     "studio.report": (*BASE, *(f"studio.{name}" for name in ("files", "run", "chart", "config", "page", "removed"))),
     "studio.page": (*BASE, "studio.files"),
@@ -74,6 +78,7 @@ RULES: dict[str, tuple[str, ...]] = {
             "draw",
             "export",
             "export_pruned",
+            "export_text",
             "push",
             "slurm",
         )
@@ -88,6 +93,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "flows.control": (*COMPONENT, "flows", "studio.settings", "studio.watch"),
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
+    **{f"rewards.text.{name}": (*COMPONENT, "rewards", "studio.text.tasks") for name in ("task", "process")},
     "pruning": (*COMPONENT, "flows"),
     # the parts of a prune run that stand on the loop: its recipe, its iteration, its tables and its command
     **{f"pruning.{name}": (*SPINE, "studio.core", "flows", "pruning") for name in PARTS},
@@ -114,6 +120,8 @@ OPTIONAL = (
     "rapidfuzz",
     "gymnasium_robotics",
     "mujoco",
+    "math_verify",
+    "jsonschema",
     "wandb",
     "submitit",
 )

@@ -49,7 +49,11 @@ def test_a_process_without_the_studio_gets_the_trained_logits(runs, kind, form):
     expected = policy.model.lm(policy.tokenizer("1+1=", return_tensors="pt")["input_ids"]).logits[0, -1]
     assert (expected - base).abs().max() > 0.01  # something was learned
     said = subprocess.run(
-        [sys.executable, "-c", STOCK, form, str(runs / "model"), facts["folder"]], capture_output=True, text=True, check=True, cwd=runs
+        [sys.executable, "-c", STOCK, form, str(runs / "model"), facts["folder"]],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=runs,
     )
     found = torch.tensor(eval(said.stdout.strip().splitlines()[-1]), dtype=torch.float64)  # noqa: S307 - a list of numbers of our own making
     torch.testing.assert_close(found, expected.double(), atol=1e-5, rtol=1e-5)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_lm import DIGITS, tiny_policy
-from toys import updated
+from toys import saved_for_backward, updated
 
 from studio.algorithms.grpo import GRPO
 from studio.core import GroupRelative, Objective, assign_credit, plain_ratio, policy_loss
@@ -174,3 +174,18 @@ def test_saved_weights_load_again_and_in_stock_tools(lora, tmp_path):
 
         stock = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(stock(tokens).logits, policy.model.lm(tokens).logits, atol=1e-6, rtol=1e-6)
+
+
+def test_recomputed_layers_keep_less_and_give_the_same_gradient():
+    plain, thrifty = tiny_policy(), tiny_policy(recompute=True)
+    rollout = written(plain)
+    kept, gradients = [], []
+    for policy in (plain, thrifty):
+        with saved_for_backward(policy.model) as sizes:
+            said = policy.evaluate(rollout).logp
+        kept.append(sum(sizes.values()))
+        said.sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.trainable()]))
+    assert kept[1] < 0.6 * kept[0]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6 * float(gradients[0].norm()), rtol=0)
+    assert written(thrifty).samples == rollout.samples

@@ -123,4 +123,4 @@ def test_a_chat_needs_a_template(root):
     recipe = text_recipe(root, "policy.sampling.chat=on")
     with pytest.raises(ConfigError, match="chat template for 'on', got one without"):
         train(recipe, fresh(recipe, root, "chat"))
-    assert STEPS == recipe.train.steps
+    assert recipe.train.steps == STEPS

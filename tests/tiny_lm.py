@@ -38,7 +38,9 @@ def tiny_lm(seed: int = 0, **changes):
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_policy(*, lora: bool = False, critic: bool = False, limit: int = 16, seed: int = 0, **sampling) -> TokenPolicy:
+def tiny_policy(
+    *, lora: bool = False, critic: bool = False, limit: int = 16, seed: int = 0, recompute: bool = False, **sampling
+) -> TokenPolicy:
     lm, options = tiny_lm(seed), Text(critic=critic)
     if lora:
         attach_lora(lm, Language(train="lora"))
@@ -46,7 +48,7 @@ def tiny_policy(*, lora: bool = False, critic: bool = False, limit: int = 16, se
             for name, p in lm.named_parameters():
                 if "lora_B" in name:  # zero at the start: nothing would move
                     p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
-    network = TokenNetwork(lm, critic=critic)
+    network = TokenNetwork(lm, critic=critic, recompute=recompute)
     if network.critic is not None:
         torch.nn.init.normal_(network.critic.weight, generator=torch.Generator().manual_seed(3))
     return TokenPolicy(network, tiny_tokenizer(), Sampling(limit=limit, **sampling), provides=options.provides, lora=lora)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,21 +43,29 @@ def evaluate(run: RunName, runs: Runs = HERE, prompts: int = 256, as_json: Json 
 def score(
     ctx: typer.Context,
     reward: Annotated[str, typer.Argument(help="A reward (`studio list rewards`).")],
-    folder: Annotated[Path, typer.Argument(help="Folder of images.")],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="One caption for all images.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of images, or a file of texts (.txt, .jsonl).")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt for all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """A reward over a folder of images; `key=value` sets the reward's own options."""
+    """A reward over a folder of images or a file of texts; `key=value` sets the reward's own options."""
     from rewards.score import check_prompts, score_all
     from studio.config import apply_overrides, component
     from studio.score_folder import read_folder
+    from studio.score_texts import read_texts
     from studio.scoring import parts_of
 
-    files, images, prompts = read_folder(folder, prompt)
     judge = component("reward", reward, **apply_overrides({}, ctx.args)).options
+    texts = folder.is_file()
+    if judge.reads != ("text" if texts else "image"):
+        raise ConfigError(
+            f"score: expected {'a folder of images' if judge.reads == 'image' else 'a file of texts (.txt, .jsonl)'} for reward "
+            f"{reward!r}, got {str(folder)!r}. Name another, or choose a reward that reads it."
+        )
+    samples: Any
+    names, samples, prompts = (read_texts if texts else read_folder)(folder, prompt)
     check_prompts({reward: judge}, prompts)
-    parts = parts_of(score_all({reward: judge}, images, prompts))
-    rows = [{"file": file.name, **{k: float(v[i]) for k, v in parts.items()}} for i, file in enumerate(files)]
+    parts = parts_of(score_all({reward: judge}, samples, prompts))
+    rows = [{"file": name, **{k: float(v[i]) for k, v in parts.items()}} for i, name in enumerate(names)]
     means = {name: part.nanmean().item() for name, part in parts.items()}
     if as_json:
         print(json.dumps({"mean": means, "files": rows}))
@@ -96,19 +104,21 @@ def serve(
 @app.command(context_settings=OVERRIDES)
 def pretrain(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="shapes")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for pipeline/, scorer/ and the card.")] = Path("shapes"),
+    recipe: Annotated[str, typer.Argument(help="shapes or text")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the models and their card; default: the name.")] = None,
 ) -> None:
     """How the bundled models were made: train them again from a seed."""
-    if recipe != "shapes":
-        raise ConfigError(f"pretrain: expected 'shapes', got {recipe!r}. It is the only bundled world.")
-    from flows.shapes.pretrain import Pretrain
-    from flows.shapes.pretrain import pretrain as make
+    from importlib import import_module
+
     from studio.config import apply_overrides, build
 
-    out.mkdir(parents=True, exist_ok=True)
-    make(out, build(Pretrain, apply_overrides({}, ctx.args), where="pretrain"), say)
-    print(out)
+    places = {"shapes": "flows.shapes.pretrain", "text": "studio.text.pretrain"}
+    if recipe not in places:
+        raise ConfigError(f"pretrain: expected {' or '.join(places)}, got {recipe!r}. These are the bundled worlds.")
+    module, folder = import_module(places[recipe]), out or Path(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    module.pretrain(folder, build(module.Pretrain, apply_overrides({}, ctx.args), where="pretrain"), say)
+    print(folder)
 
 
 @app.command()

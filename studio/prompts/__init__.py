@@ -6,5 +6,6 @@ PROMPTS = {
     "geneval": "studio.prompts.geneval:GenEvalPrompts",
     "edit": "studio.prompts.edit:EditPrompts",
     "dataset": "studio.prompts.dataset:DatasetPrompts",
+    "tasks": "studio.prompts.tasks:TaskPrompts",
     "shapes": "flows.shapes.prompts:ShapesPrompts",
 }

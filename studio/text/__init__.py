@@ -2,4 +2,5 @@
 
 POLICIES = {
     "text": "studio.text.recipe:Text",
+    "masked_text": "studio.text.masked_recipe:MaskedText",
 }

@@ -30,7 +30,9 @@ class Reader:
                 "recipe.policy.sampling.system: expected a chat template to put it into, got prompts as plain text. Remove it."
             )
         if tokenizer.eos_token_id is None:
-            raise ConfigError("recipe.policy.model: expected a tokenizer with an end-of-text token, got one without. Add one to it.")
+            raise ConfigError(
+                "recipe.policy.model: expected a tokenizer with an end-of-text token, got one without. Add one to it."
+            )
         self.end: list[int] = [tokenizer.eos_token_id]
         self._known: dict[str, Tensor] = {}
         self._tail = 4 + max((len(stop) for stop in sampling.stop), default=0)  # tokens in which a stop string ends

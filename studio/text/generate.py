@@ -33,6 +33,7 @@ class Generated:
     length: Tensor  # [B] tokens of the completion, its end included
     cut: Tensor  # [B] bool, reached the limit without an end
     sampled: Tensor  # [B, T] bool, drawn by the policy; False = given, or after the end
+    engine: Tensor | None = None  # [B, T] what a server that wrote the row said of its tokens; 0 where it drew none
 
 
 @torch.no_grad()
@@ -51,9 +52,10 @@ def generate(
 ) -> Generated:
     """One completion a row of at most `limit` tokens, drawn from softmax(logits / temperature); temperature 0 takes the likeliest.
 
-    prompts: token ids [P_b] a row; rows with the same prompt share the reading of it.  seeds: a row's draws depend on its seed alone,
-    not on who else is in the batch.  begin: tokens that a row must start with; they are recorded as not sampled.  end: ids after
-    which a row is done; `ends` may say so as well.  answers: tokens that follow what a row has written, as those of a tool.
+    prompts: token ids [P_b] a row; rows with the same prompt share the reading of it.  seeds: a row's draws depend on its seed
+    alone, not on who else is in the batch.  begin: tokens that a row must start with; they are recorded as not sampled.
+    end: ids after which a row is done; `ends` may say so as well.  answers: tokens that follow what a row has written, as
+    those of a tool.
     """
     device = next(network.parameters()).device
     batch = _Batch(network, prompts, limit, temperature, device)
@@ -112,7 +114,9 @@ def put_beside(
         token = torch.zeros(rows, limit, dtype=torch.int64, device=device)
         flat = torch.zeros(rows, limit, device=device)
         none = torch.zeros(rows, dtype=torch.int64, device=device)
-        whole = Generated(token, flat, flat.clone(), flat.new_zeros(rows, limit, 3), flat.clone(), none, none.bool(), token.bool())
+        whole = Generated(
+            token, flat, flat.clone(), flat.new_zeros(rows, limit, 3), flat.clone(), none, none.bool(), token.bool(), flat.clone()
+        )
     else:
         place = torch.tensor(free, device=device)
 

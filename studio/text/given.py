@@ -30,8 +30,8 @@ def check_pairs(prompts: Prompts) -> None:
         missing = [side for side in SIDES if not isinstance(info.get(side), str)]
         if missing:
             raise ConfigError(
-                f"prompt {text[:40]!r}: expected texts 'chosen' and 'rejected' beside it, got no {' and no '.join(missing)}. Add them "
-                "to its record, or set policy.sampling.pairs to false."
+                f"prompt {text[:40]!r}: expected texts 'chosen' and 'rejected' beside it, got no {' and no '.join(missing)}. Add "
+                "them to its record, or set policy.sampling.pairs to false."
             )
 
 
@@ -49,12 +49,14 @@ def answer_tokens(tokenizer: Any, text: str, limit: int) -> Tensor:
 def beginnings(tokenizer: Any, rows: Prompts, seeds: Sequence[int], share: float, field: str) -> list[Tensor]:
     """The first j tokens of each row's reference answer, j uniform in 1 .. L-1, for this share of the rows; else none.
 
-    Dataset reset of DR-PO (arXiv:2404.08495).  An answer of one token has no proper beginning.  What a row gets depends on its seed.
+    Dataset reset of DR-PO (arXiv:2404.08495).  An answer of one token has no proper beginning; a row's depends on its seed.
     """
     own, found = torch.Generator(), []
     for text, info, seed in zip(rows.text, rows.info, seeds, strict=True):
         if not isinstance(info.get(field), str):
-            raise ConfigError(f"prompt {text[:40]!r}: expected a reference answer {field!r} beside it, got none. Add it to its record.")
+            raise ConfigError(
+                f"prompt {text[:40]!r}: expected a reference answer {field!r} beside it, got none. Add it to its record."
+            )
         tokens = tokenizer(info[field], add_special_tokens=False)["input_ids"]
         chance, place = torch.rand(2, generator=own.manual_seed(seed ^ 2)).tolist()
         count = 1 + int(place * (len(tokens) - 1)) if chance < share and len(tokens) > 1 else 0

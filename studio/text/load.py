@@ -13,7 +13,7 @@ from studio.text.sampling import Sampling
 BUNDLED = {"arithmetic": "model"}  # names that need no download
 
 
-def build_policy(model: Language, sampling: Sampling, provides: frozenset[str], seed: int) -> Any:
+def build_policy(model: Language, sampling: Sampling, provides: frozenset[str], seed: int, engine: Any = None) -> Any:
     """The policy of a recipe."""
     import torch
 
@@ -27,10 +27,8 @@ def build_policy(model: Language, sampling: Sampling, provides: frozenset[str], 
         attach_lora(lm, model)
     elif model.dtype != "float32":
         lm.float()  # what is trained stays float32
-    if model.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    network = TokenNetwork(lm, critic="value" in provides).to(device)
-    return TokenPolicy(network, tokenizer, sampling, provides=provides, lora=model.train == "lora")
+    network = TokenNetwork(lm, critic="value" in provides, recompute=model.gradient_checkpointing).to(device)
+    return TokenPolicy(network, tokenizer, sampling, provides=provides, lora=model.train == "lora", engine=engine)
 
 
 def load_model(model: Language) -> tuple[Any, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from studio.text.head import token_logp
+from studio.text.recompute import awake, recompute_layers
 
 
 class Heard(NamedTuple):
@@ -25,9 +27,10 @@ class TokenNetwork(nn.Module):
     Everything goes through `forward`, so that a wrapper for several processes, or for shards, sees every call.
     """
 
-    def __init__(self, lm: Any, *, critic: bool = False) -> None:
+    def __init__(self, lm: Any, *, critic: bool = False, recompute: bool = False) -> None:
         super().__init__()
         self.lm = lm
+        self._layers = recompute_layers(lm) if recompute else []
         self.critic: nn.Linear | None = None
         if critic:
             self.critic = nn.Linear(lm.config.get_text_config().hidden_size, 1)
@@ -49,6 +52,7 @@ class TokenNetwork(nn.Module):
         positions: Tensor | None = None,  # [B, L]; None = from 0
     ) -> Heard:
         body = self.lm.base_model
+        awake(self._layers, cache is None and torch.is_grad_enabled())
         hidden = body(
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state[rows, columns]

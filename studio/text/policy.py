@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from studio.errors import ConfigError
-from studio.frozen import Frozen
-from studio.text.chat import Reader
+from studio.text.engine import Engine
 from studio.text.generate import Generated, generate, put_beside
 from studio.text.given import answer_tokens, beginnings, check_pairs, pair_answers
+from studio.text.handover import Handover
 from studio.text.monitor import Monitor
 from studio.text.network import TokenNetwork
+from studio.text.remote import generate_remotely
 from studio.text.sampling import Sampling
-from studio.text.store import load_weights, save_weights
 from studio.text.tokens import pack, trace_of
 from studio.text.tools import ToolUser
+from studio.text.writer import Writer
 from studio.types import Credit, Evaluation, Prompts, Rollout
 
 
@@ -31,16 +29,28 @@ class TokenPolicy:
     reduction = "sum"  # of logp over a decision: a token is one number
 
     def __init__(
-        self, network: TokenNetwork, tokenizer: Any, sampling: Sampling, *, provides: frozenset[str], lora: bool = False
+        self,
+        network: TokenNetwork,
+        tokenizer: Any,
+        sampling: Sampling,
+        *,
+        provides: frozenset[str],
+        lora: bool = False,
+        engine: Engine | None = None,
     ) -> None:
-        self.model, self.sampling, self.provides, self.lora = network, sampling, provides, lora
-        self.tokenizer, self.reader = tokenizer, Reader(tokenizer, sampling)
-        self.device = next(network.parameters()).device
-        self.tempered = False  # whether an objective asks for other temperatures: each is one more pass over the vocabulary
+        self.writer = Writer(network, tokenizer, sampling, self._write, lora=lora)
+        self.sampling, self.provides, self.engine = sampling, provides, engine
         self.memory = Monitor(sampling.monitor)
+        self.tempered = False  # whether an objective asks for other temperatures: each is one more pass over the vocabulary
         self._tools = ToolUser(tokenizer, sampling.tools) if sampling.tools else None
-        self._network: nn.Module = network  # what evaluates with gradients: the network, or what distributes it
-        self._frozen = Frozen(network.lm if lora else network, lora=lora)
+        self._handover = Handover(engine, lora=lora) if engine else None
+        self._served = ""  # what the server calls the weights that it was last given
+
+    def __getattr__(self, name: str) -> Any:
+        """Network, tokenizer, files, reference and evaluation texts are the writer's."""
+        if name == "writer":
+            raise AttributeError(name)
+        return getattr(self.writer, name)
 
     def sample(
         self,
@@ -54,6 +64,8 @@ class TokenPolicy:
     ) -> Rollout:
         """One completion a row with what was said of every token; `finished` sees every part of them as it is done."""
         prompts = self.reader.read(rows)
+        if self._handover is not None:
+            self._served = self._handover.at(step, self.save)
         answers = pair_answers(rows, group) if self.sampling.pairs else [None] * len(rows)
         done, texts = [], []
         for at in range(0, len(rows), micro or len(rows)):
@@ -74,13 +86,17 @@ class TokenPolicy:
             value=_joined(done, "value") if self.model.critic is not None else None,
         )
         rollout = Rollout(rows, texts, trace_of(prompts, token), mask, group.to(self.device), old, cut=cut_off, seeds=list(seeds))
-        return self._with_given(rollout, answers, micro or len(rows)) if self.sampling.pairs else rollout
+        if self.sampling.pairs:
+            rollout = self._with_given(rollout, answers, micro or len(rows))
+        if self._handover is None:
+            return rollout
+        said = _joined(done, "engine")
+        return replace(rollout, engine=torch.where(said == 0, rollout.old.logp, said))  # type: ignore[arg-type]
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
         """The recorded tokens that train, under the current network: all rows in one batch, the rest 0."""
         places = pack(rollout.trace, rollout.mask)  # type: ignore[arg-type]
-        network = self._network if torch.is_grad_enabled() else self.model
-        heard = network(
+        heard = self.network(
             places.tokens,
             places.row,
             places.column,
@@ -112,14 +128,6 @@ class TokenPolicy:
         """Signs of over-optimization, at an interval."""
         return self.memory(self, rollout, step)
 
-    def draw(self, prompts: Prompts, seeds: Sequence[int], *, micro: int = 256) -> list[str]:
-        """Evaluation completions; row i depends on its prompt and seeds[i] alone."""
-        read, texts = self.reader.read(prompts), []
-        for at in range(0, len(read), micro):
-            part = self._write(read[at : at + micro], seeds[at : at + micro], self.sampling.eval_temperature)
-            texts += self.reader.texts(part)
-        return texts
-
     def want(self, needs: frozenset[str]) -> None:
         """What an objective needs decides what is computed beside likelihoods."""
         self.tempered = "tempered" in needs
@@ -128,45 +136,20 @@ class TokenPolicy:
         """ConfigError for a prompt that leaves no room for its completion, or that cannot be put into the chat's form."""
         if self.sampling.pairs:
             check_pairs(prompts)
-        room = getattr(self.model.lm.config.get_text_config(), "max_position_embeddings", None)
-        for text, tokens in zip(prompts.text, self.reader.read(prompts), strict=True):
-            if room is not None and len(tokens) + self.sampling.limit > room:
-                raise ConfigError(
-                    f"prompt {text[:40]!r}: expected at most {room} tokens of prompt and completion, the model's context, got "
-                    f"{len(tokens)} + sampling.limit = {self.sampling.limit}. Shorten the prompt or lower the limit."
-                )
-
-    def reference(self) -> AbstractContextManager[None]:
-        """The frozen reference: adapters off, or the initial weights swapped in for full fine-tuning."""
-        return self._frozen.applied()
-
-    def keep_reference(self) -> None:
-        """Store the present weights as the reference; adapters need no copy."""
-        self._frozen.keep()
-
-    def distribute(self, model: nn.Module) -> None:
-        """Evaluation with gradients goes through this wrapper from now on."""
-        self._network = model
-
-    def trainable(self) -> Iterable[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def save(self, folder: Path, *, write: bool = True) -> None:
-        """An adapter as PEFT stores it, or the whole model; both with the tokenizer, and the critic beside them."""
-        save_weights(self.model, self.tokenizer, folder, lora=self.lora, write=write)
-
-    def load(self, folder: Path) -> None:
-        load_weights(self.model, folder, lora=self.lora)
+        self.writer.check_room(prompts)
 
     def _part(self, rows: Prompts, prompts: list[Tensor], seeds: list[int], answers: list[str | None]) -> Generated:
         """Completions of these rows: answers that are given, and the others drawn."""
         free = [i for i, answer in enumerate(answers) if answer is None]
         begin: list[Tensor] = []
         if self.sampling.roll_in:
-            begin = beginnings(self.tokenizer, rows.take(free), [seeds[i] for i in free], self.sampling.roll_in, self.sampling.reference)
+            begin = beginnings(
+                self.tokenizer, rows.take(free), [seeds[i] for i in free], self.sampling.roll_in, self.sampling.reference
+            )
         drawn = None
         if free:
-            drawn = self._write([prompts[i] for i in free], [seeds[i] for i in free], self.sampling.temperature, begin)
+            write = self._write if self.engine is None else self._ask
+            drawn = write([prompts[i] for i in free], [seeds[i] for i in free], self.sampling.temperature, begin)
         if len(free) == len(answers):
             assert drawn is not None
             return drawn
@@ -185,8 +168,27 @@ class TokenPolicy:
                     old[rows] = new
         return replace(rollout, given=given)
 
-    def _write(self, prompts: Sequence[Tensor], seeds: Sequence[int], temperature: float, begin: Sequence[Tensor] = ()) -> Generated:
-        self.model.eval()
+    def _ask(self, prompts: Sequence[Tensor], seeds: Sequence[int], temperature: float, begin: Sequence[Tensor] = ()) -> Generated:
+        """The same, written by the server; its own likelihoods stand in `engine`."""
+        assert self.engine is not None
+        done, said = generate_remotely(
+            self.model,
+            prompts,
+            seeds,
+            self.engine,
+            model=self._served,
+            limit=self.sampling.limit,
+            end=self.reader.end,
+            temperature=temperature,
+            tempered=self.tempered,
+            begin=begin,
+            stop=self.sampling.stop,
+        )
+        return replace(done, engine=said)
+
+    def _write(
+        self, prompts: Sequence[Tensor], seeds: Sequence[int], temperature: float, begin: Sequence[Tensor] = ()
+    ) -> Generated:
         return generate(
             self.model,
             prompts,

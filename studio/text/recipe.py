@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from studio.text.engine import Engine
 from studio.text.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -42,9 +43,14 @@ class Text:
 
     model: Language = field(default_factory=Language)
     sampling: Sampling = field(default_factory=Sampling)
+    engine: Engine | None = None  # an inference server that writes the rollouts; evaluations are written here
     critic: bool = False  # a linear critic on the last hidden states, for objectives with a value
 
     reads: ClassVar[str] = "text"
+
+    def __post_init__(self) -> None:
+        if self.engine is not None and self.sampling.tools is not None:
+            raise ValueError("sampling.tools: expected none with an engine, which cannot wait for answers, got some. Remove one.")
 
     @property
     def provides(self) -> frozenset[str]:
@@ -62,4 +68,4 @@ class Text:
     def build(self, seed: int) -> TokenPolicy:
         from studio.text.load import build_policy
 
-        return build_policy(self.model, self.sampling, self.provides, seed)
+        return build_policy(self.model, self.sampling, self.provides, seed, self.engine)

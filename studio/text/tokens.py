@@ -29,7 +29,9 @@ class TokenTrace:
         first, last = self.window or (0, self.token.shape[1])
         chosen = range(first, last)[steps]
         window = self.window if steps == EVERY else (chosen.start, chosen.stop)
-        return replace(self, prompt=self.prompt[rows], prompt_length=self.prompt_length[rows], token=self.token[rows], window=window)
+        return replace(
+            self, prompt=self.prompt[rows], prompt_length=self.prompt_length[rows], token=self.token[rows], window=window
+        )
 
 
 class Packed(NamedTuple):

@@ -58,7 +58,7 @@ def load(target: str) -> Callable[[str], Any]:
         function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as problem:
         raise ConfigError(
-            f"recipe.policy.sampling.tools.target: expected {' or '.join(BUNDLED)}, or module:function, got {target!r} ({problem}). "
-            "Check the name and the folder."
+            f"recipe.policy.sampling.tools.target: expected {' or '.join(BUNDLED)}, or module:function, got {target!r} "
+            f"({problem}). Check the name and the folder."
         ) from problem
     return function
