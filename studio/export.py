@@ -89,8 +89,8 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
 
 def _text(view: RunView, recipe: Recipe, options: Export) -> dict[str, Any]:
     """A language model for transformers and PEFT."""
-    from studio.license import base_license
     from studio.export_text import write_card, write_text
+    from studio.license import base_license
     from studio.text.load import locate
 
     block = recipe.policy.options

@@ -52,7 +52,9 @@ def write_text(policy: TokenPolicy, folder: Path, *, form: str, dtype: str = "fl
         again = AutoModelForCausalLM.from_pretrained(folder).to(policy.device).eval()
         error = (again(probe).logits.float() - trained).abs().max().item()
     if dtype == "float32" and error > 1e-3 * max(1.0, trained.abs().max().item()):
-        raise ExportError(f"{folder}: expected the trained model's logits after loading again, got a difference of {error:g}. Report it.")
+        raise ExportError(
+            f"{folder}: expected the trained model's logits after loading again, got a difference of {error:g}. Report it."
+        )
     return Written(type(whole).__name__, error, effect)
 
 

@@ -31,7 +31,11 @@ def read_folder(folder: Path, prompt: str | None) -> tuple[list[str], Tensor, Pr
         raise ConfigError(f"{folder}: expected images of one size, got {sorted(sizes)}. Score them by size.")
     records = _records(folder)
     texts = _captions(folder, files, prompt, records)
-    return [file.name for file in files], torch.stack(pictures), Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files])
+    return (
+        [file.name for file in files],
+        torch.stack(pictures),
+        Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files]),
+    )
 
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:

@@ -56,6 +56,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             if parts.prompts is not None:
                 parts.prompts.update(batch.everyone)
             parts.objective.update(batch.everyone)
+            parts.rewards.update(batch.everyone)
             values |= {"time/step": time.monotonic() - began}
             done, undo = step + 1, remember({})
             if processes.main:

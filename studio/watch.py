@@ -55,9 +55,7 @@ def look(step: int, recipe: Recipe, parts: Parts) -> Seen:
     if parts.env is not None:
         return parts.env.look(parts.policy, step, recipe.watch.episodes, recipe.seed)
     seen, count = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed), recipe.watch.samples
-    return Seen(
-        watch_metrics(seen), shown(seen, count), records(step, seen, count), parts.alarm.look(seen, list(recipe.rewards))
-    )
+    return Seen(watch_metrics(seen), shown(seen, count), records(step, seen, count), parts.alarm.look(seen, list(recipe.rewards)))
 
 
 def evaluate(policy: Policy, prompts: Prompts, rewards: Scorer, held_out: Scorer, seed: int) -> Evaluated:

@@ -124,3 +124,16 @@ def test_a_chat_needs_a_template(root):
     with pytest.raises(ConfigError, match="chat template for 'on', got one without"):
         train(recipe, fresh(recipe, root, "chat"))
     assert recipe.train.steps == STEPS
+
+
+def test_a_reward_with_a_memory_learns_after_every_iteration_and_resumes(root):
+    """HAPO's reward: nothing is known at first; afterwards the shortest right answer of a problem counts, in a resumed run too."""
+    judged = "rewards={history_length: {weight: 1.0, correct: function, options: {target: 'text_runs:digits', reads: text}, threshold: 0.6}}"
+    recipe = text_recipe(root, judged, "watch.every=100")
+    whole, run = fresh(recipe, root, "memory"), fresh(recipe, root, "memory-again")
+    assert train(recipe, whole) == "finished"
+    stop = train(recipe, run, report=lambda step, _: request(run.folder, "stop") if step == 2 else None)
+    assert stop == "stopped" and train(recipe, Run.resume(run.folder)) == "finished"
+    state = torch.load(RunView.open(whole.folder).checkpoint() / "state.pt", weights_only=True)["parts"]["rewards.history_length"]
+    assert state["kept"] and all(1 <= length <= 10 for length, _ in state["kept"].values())
+    assert_same(outcome(run.folder), outcome(whole.folder))

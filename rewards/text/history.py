@@ -18,12 +18,12 @@ from studio.types import Prompts, Rollout, Scores
 
 @dataclass(frozen=True)
 class HistoryLength:
-    """HAPO (arXiv:2505.11225): 1[right] + weight·r + repetition, r from the length L against h, the shortest right one so far.
+    """HAPO (arXiv:2505.11225): 1[right] + strength·r + repetition, r from the length L against h, the shortest right one so far.
 
     cosine  c = cos(min(π, π·L / 2h));  r = max(-0.7, c) if right, min(0, c) if wrong
     linear  with s = 1 + tolerance:  right 1 - L/h below h, 0 up to s·h, then max(-0.7, -(L - s·h)/h);
             wrong 0 up to s·h, then max(-1, -(L - s·h)/h)
-    r = 0 while no right answer is known, so that any right answer (>= 0.3) beats any wrong one (<= 0) for weight <= 1.
+    r = 0 while no right answer is known, so that any right answer (>= 0.3) beats any wrong one (<= 0) for strength <= 1.
 
     `update` learns the right lengths of a whole iteration after it was scored, so that all completions of one batch meet
     the same h on every rank.  Parts: history_correct, history_tokens, history_reward.
@@ -34,7 +34,7 @@ class HistoryLength:
     threshold: float = 1.0  # its score from which on an answer is right
     form: Literal["cosine", "linear"] = "cosine"
     keep: How = "shortest"  # what of the right lengths is remembered: the shortest or their mean
-    weight: Annotated[float, Field(ge=0, le=1)] = 1.0  # w
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0  # w
     tolerance: float = 0.1  # of the linear form
     repetition: Annotated[float, Field(le=0)] = 0.0  # punishment per word inside a repeated three-word sequence, averaged
     memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
@@ -48,7 +48,7 @@ class HistoryLength:
 
     @property
     def range(self) -> tuple[float, float]:
-        return (-self.weight + self.repetition, 1.0 + self.weight)
+        return (-self.strength + self.repetition, 1.0 + self.strength)
 
     def check(self, prompts: Prompts) -> None:
         """ConfigError when the reward that judges answers cannot work with these prompts."""
@@ -67,7 +67,7 @@ class HistoryLength:
         again = torch.tensor([self.repetition * repeated(text.split()) if self.repetition else 0.0 for text in samples])
         correct = torch.tensor(right, dtype=torch.float32)
         parts = {"history_correct": correct, "history_tokens": torch.tensor(lengths).float(), "history_reward": by_length}
-        return Scores(correct + self.weight * by_length + again, judged.present, parts)
+        return Scores(correct + self.strength * by_length + again, judged.present, parts)
 
     def update(self, rollout: Rollout) -> None:
         """Remember the right lengths of an iteration (the global batch, with the parts of this reward)."""

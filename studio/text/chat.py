@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,6 +50,14 @@ class Reader:
             places = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
             found.append(text[: min(places)] if places else text)
         return found
+
+    def told(self, rows: Prompts, done: Generated) -> Prompts:
+        """The prompts as rewards see them: with the number of tokens of each completion, its end not counted."""
+        ended = torch.isin(
+            done.token.gather(1, (done.length - 1).clamp(min=0)[:, None])[:, 0], torch.tensor(self.end).to(done.token)
+        )
+        lengths = (done.length - ended.long()).tolist()
+        return replace(rows, info=[{**info, "tokens": length} for info, length in zip(rows.info, lengths, strict=True)])
 
     def ends(self, rows: Sequence[Tensor]) -> list[bool]:
         """Whether one of the stop strings is complete at the end of each row's tokens."""

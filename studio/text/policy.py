@@ -73,7 +73,7 @@ class TokenPolicy:
             done.append(self._part(rows.take(cut), [prompts[i] for i in cut], [seeds[i] for i in cut], [answers[i] for i in cut]))
             texts += self.reader.texts(done[-1])
             if finished is not None:
-                finished(rows.take(cut), texts[at:])
+                finished(self.reader.told(rows.take(cut), done[-1]), texts[at:])
         token, cut_off = _joined(done, "token"), _joined(done, "cut")
         mask = _joined(done, "sampled")
         if not self.sampling.train_cut:
