@@ -96,8 +96,8 @@ def _text(view: RunView, recipe: Recipe, options: Export) -> dict[str, Any]:
     block = recipe.policy.options
     if options.format not in ("lora", "text") or (options.format == "lora" and block.model.train != "lora"):
         raise ConfigError(
-            f"export: expected --format text, or lora for a run that trains adapters, got {options.format!r} for {view.name!r}, which "
-            f"trains {'adapters' if block.model.train == 'lora' else 'all weights'}. Change --format."
+            f"export: expected --format text, or lora for a run that trains adapters, got {options.format!r} for {view.name!r}, "
+            f"which trains {'adapters' if block.model.train == 'lora' else 'all weights'}. Change --format."
         )
     checkpoint = view.checkpoint(options.step)
     folder = options.out if options.out is not None else view.file(f"export/{options.format}")

@@ -32,8 +32,6 @@ class Written:
 
 def write_text(policy: TokenPolicy, folder: Path, *, form: str, dtype: str = "float32") -> Written:
     """The adapter as PEFT stores it (lora), or the whole model with adapters merged (text); loaded again and compared."""
-    from transformers import AutoModelForCausalLM
-
     lm: Any = policy.model.lm
     probe = torch.arange(8, device=policy.device)[None] % lm.config.get_text_config().vocab_size
     with torch.no_grad():
@@ -49,7 +47,7 @@ def write_text(policy: TokenPolicy, folder: Path, *, form: str, dtype: str = "fl
         whole = merged(policy)
         whole.to(getattr(torch, dtype)).save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
-        again = AutoModelForCausalLM.from_pretrained(folder).to(policy.device).eval()
+        again = type(whole).from_pretrained(folder).to(policy.device).eval()
         error = (again(probe).logits.float() - trained).abs().max().item()
     if dtype == "float32" and error > 1e-3 * max(1.0, trained.abs().max().item()):
         raise ExportError(
@@ -136,7 +134,8 @@ def _usage(recipe: Recipe, facts: Mapping[str, Any], base: str) -> str:
     lines += [
         'tokenizer = AutoTokenizer.from_pretrained("THIS-REPOSITORY")',
         'asked = tokenizer("a prompt", return_tensors="pt")',
-        f"told = model.generate(**asked, max_new_tokens={sampling.limit}, do_sample=True, temperature={sampling.temperature:g}, top_k=0)",
+        f"drawn = dict(max_new_tokens={sampling.limit}, do_sample=True, temperature={sampling.temperature:g}, top_k=0)",
+        "told = model.generate(**asked, **drawn)",
         'print(tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
     note = f"`{source}` is the folder of the base in the package of Alignment Studio." if base in BUNDLED else ""

@@ -128,8 +128,8 @@ def test_a_chat_needs_a_template(root):
 
 def test_a_reward_with_a_memory_learns_after_every_iteration_and_resumes(root):
     """HAPO's reward: nothing is known at first; afterwards the shortest right answer of a problem counts, in a resumed run too."""
-    judged = "rewards={history_length: {weight: 1.0, correct: function, options: {target: 'text_runs:digits', reads: text}, threshold: 0.6}}"
-    recipe = text_recipe(root, judged, "watch.every=100")
+    judge = "correct: function, options: {target: 'text_runs:digits', reads: text}, threshold: 0.6"
+    recipe = text_recipe(root, f"rewards={{history_length: {{weight: 1.0, {judge}}}}}", "watch.every=100")
     whole, run = fresh(recipe, root, "memory"), fresh(recipe, root, "memory-again")
     assert train(recipe, whole) == "finished"
     stop = train(recipe, run, report=lambda step, _: request(run.folder, "stop") if step == 2 else None)

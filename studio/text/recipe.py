@@ -47,15 +47,14 @@ class Text:
     critic: bool = False  # a linear critic on the last hidden states, for objectives with a value
 
     reads: ClassVar[str] = "text"
+    # with a critic, and with pairs; without them an instance says so
+    provides: ClassVar[frozenset[str]] = frozenset({"logp", "entropy", "token", "tempered", "ref", "value", "given"})
 
     def __post_init__(self) -> None:
         if self.engine is not None and self.sampling.tools is not None:
             raise ValueError("sampling.tools: expected none with an engine, which cannot wait for answers, got some. Remove one.")
-
-    @property
-    def provides(self) -> frozenset[str]:
-        more = ({"value"} if self.critic else set()) | ({"given"} if self.sampling.pairs else set())
-        return frozenset({"logp", "entropy", "token", "tempered", "ref"} | more)
+        absent = (set() if self.critic else {"value"}) | (set() if self.sampling.pairs else {"given"})
+        object.__setattr__(self, "provides", self.provides - absent)
 
     def check(self) -> list[str]:
         """Warnings."""
