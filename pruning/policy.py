@@ -18,6 +18,7 @@ from pruning.gating import gated
 from pruning.rounds import Rounds, mark_gone
 from pruning.sites import Group
 from studio.errors import MissingError
+from studio.types import Prompts
 
 if TYPE_CHECKING:
     from flows.policy import DenoisePolicy
