@@ -233,7 +233,7 @@ class DenoisePolicy:
 
     def distribute(self, model: nn.Module) -> None:
         """Evaluation with gradients goes through this wrapper from now on."""
-        self.backbone.training_network = model
+        self.backbone.training_network = model  # type: ignore[attr-defined]
 
     def trainable(self) -> Iterable[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
