@@ -7,7 +7,7 @@ there, without logs, checkpoints and evaluation. Random weights never end a text
 that all hidden states share: lengths then spread from one token to the limit.
 
 speedup       our written tokens per second over TRL's, median over turns, vocabulary 32k
-cpu_speedup   the same per second of processor time: steadier where other work runs, then with --threads 1
+cpu_speedup   the same per second of processor time: steadier where other work runs
 memory_ratio  our growth of the resident size from the loaded model to the peak of the second step over TRL's, vocabulary 150k
 live_ratio    the same of the largest sum of live allocations during the third step, as torch's profiler records them
 overhead      our whole step over the network calls it cannot do without, at the lengths of the same rollout: the prompts once,
@@ -40,6 +40,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to other work
 
 END, PAD = 0, 1
 SMALL = {
