@@ -23,8 +23,8 @@ SOURCE = Path(__file__).read_text(encoding="utf-8")  # read now: diffusers keeps
 # does: a shape mismatch is skipped with `ignore_mismatched_sizes=True`, which leaves random layers and a warning.
 REFUSAL = {
     "quant_method": "none, because this folder holds a pruned network whose layers have widths of their own. Load it with "
-    "Alignment Studio, which runs no code of this folder; or read the .py file beside the weights, and if you trust it use "
-    "trust_remote_code=True (AutoModel or DiffusionPipeline)"
+    "Alignment Studio, which runs no code of this folder; or read the .py file beside the weights, and if you trust it, name "
+    "the revision that you read beside trust_remote_code=True (AutoModel or DiffusionPipeline)"
 }
 
 

@@ -58,9 +58,9 @@ def body(view: RunView, facts: Mapping[str, Any], record: Mapping[str, Any], lic
         f"{size['after']:,} in this folder (form: {form}).",
         "<Gallery />" if pairs else "",
         pictures(pairs, ""),
-        f"## Use with diffusers\n\n{LOADS[form]}\n\n```python\n{_stock(facts, form)}\n```",
         "## Use in Alignment Studio\n\nName the folder in a recipe; no code of it is run, and the weights are compared with the "
         "hashes in `pruning.json`:\n\n```yaml\nmodel: {id: ./THIS-FOLDER}\n```",
+        f"## Use with diffusers\n\n{LOADS[form]}\n\n```python\n{_stock(facts, form)}\n```",
         f"## What is gone\n\n{sparsity(record['groups'])}\n\n{_how(record)}",
         _measured(view),
         f"## Settings\n\n```yaml\n{settings(view)}\n```\n\n{versions(view)}",

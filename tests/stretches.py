@@ -37,6 +37,15 @@ def built(how: Any, seed: int = 0) -> Any:
     return how.build(seed, PLANE)
 
 
+def constant(policy: Any, velocity: tuple[float, float]) -> Any:
+    """The network says this everywhere."""
+    layer = policy.model.actor.trunk[-1]
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor(velocity))
+    return policy
+
+
 def acted(policy: Any, rank: int = 0, world: int = 1, environments: int = 4) -> Rollout:
     """Three actions of every copy of this process."""
     return Arena(MultiGoal(), Acting(environments, 3), 0, rank, world).stretch(policy, 0)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from ranks import run_two
+from ranks import train_two
 from test_resume import assert_same
 from test_train import fresh
 
@@ -200,30 +200,12 @@ def test_another_seed_gives_other_numbers(tmp_path, whole):
     assert outcome(tmp_path / "run")[0][1] != outcome(folder)[0][1]
 
 
-TWO = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, "tests")
-import torch
-torch.set_num_threads(1)
-import test_arena as shared
-from studio.run import Run
-
-recipe, folder = shared.tiny(sys.argv[2] if len(sys.argv) > 2 else "policyflow", *shared.EVEN), Path(sys.argv[1]) / "run"
-if os.environ["RANK"] == "0":
-    run = shared.fresh(recipe, folder.parent)
-    (folder / "ready").touch()
-while not (folder / "ready").exists():
-    time.sleep(0.05)
-run = run if os.environ["RANK"] == "0" else Run(folder, {})
-assert shared.train(recipe, run) == "finished"
-"""
 EVEN = ("acting.observations=true", "acting.rewards=true", "train.adam_epsilon=1e-3", "train.minibatches=3")
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
-    run_two(TWO, tmp_path)
+    train_two("test_arena", {"run": "shared.tiny('policyflow', *shared.EVEN)"}, tmp_path)
     recipe = tiny("policyflow", *EVEN)
     train(recipe, fresh(recipe, tmp_path, "alone"))
     (mine, own), (alone, other) = outcome(tmp_path / "run"), outcome(tmp_path / "alone")

@@ -4,7 +4,17 @@ import math
 
 import pytest
 import torch
-from stretches import acted, assert_any_rows, assert_first_replay, assert_pulls, assert_shares, assert_trains, built, rows_apart
+from stretches import (
+    acted,
+    assert_any_rows,
+    assert_first_replay,
+    assert_pulls,
+    assert_shares,
+    assert_trains,
+    built,
+    constant,
+    rows_apart,
+)
 from torch import Tensor
 
 from flows.chain_dppo import DPPO as Algorithm
@@ -126,15 +136,6 @@ def test_a_diffusion_step_averages_bounded_densities():
 
 
 # the policy
-
-
-def constant(policy, velocity: tuple[float, float]):
-    """The network says this everywhere."""
-    layer = policy.model.actor.trunk[-1]
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.copy_(torch.tensor(velocity))
-    return policy
 
 
 def test_actions_of_a_flow_by_hand():

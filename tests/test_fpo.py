@@ -4,7 +4,17 @@ import math
 
 import pytest
 import torch
-from stretches import acted, assert_any_rows, assert_first_replay, assert_pulls, assert_shares, assert_trains, built, rows_apart
+from stretches import (
+    acted,
+    assert_any_rows,
+    assert_first_replay,
+    assert_pulls,
+    assert_shares,
+    assert_trains,
+    built,
+    constant,
+    rows_apart,
+)
 from torch import Tensor
 
 from flows.control.baselines import FPO
@@ -104,15 +114,6 @@ def test_bounds_of_the_log_ratio(ratio, value, slope):
     assert found.item() == value and new.grad.item() == slope
     assert ratio_of(0.5, tensor([15.5]), BoundedFit(-3, 3)).item() == -3
     assert ratio_of(0.5, tensor([15.5]), FPOPlus().objective().ratio).item() == -15
-
-
-def constant(policy, velocity: tuple[float, float]):
-    """The network says this everywhere."""
-    layer = policy.model.actor.trunk[-1]
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.copy_(torch.tensor(velocity))
-    return policy
 
 
 def test_actions_by_hand():

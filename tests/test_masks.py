@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_two
+from ranks import train_two
 from test_resume import assert_same
 from test_train import fresh
 
@@ -412,29 +412,9 @@ def steady(recipe):
     return replace(recipe, train=replace(recipe.train, adam_epsilon=1e-3))
 
 
-TWO = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, "tests")
-import torch
-torch.set_num_threads(1)
-import test_masks as shared
-from studio.run import Run
-
-recipe, folder = shared.steady(shared.masks("criterion.settle=0.5")), Path(sys.argv[1]) / "run"
-if os.environ["RANK"] == "0":
-    run = shared.fresh(recipe, folder.parent)
-    (folder / "ready").touch()
-while not (folder / "ready").exists():
-    time.sleep(0.05)
-run = run if os.environ["RANK"] == "0" else Run(folder, {})
-assert shared.train(recipe, run) == "finished"
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
-    run_two(TWO, tmp_path)
+    train_two("test_masks", {"run": "shared.steady(shared.masks('criterion.settle=0.5'))"}, tmp_path)
     recipe = steady(masks("criterion.settle=0.5"))
     train(recipe, fresh(recipe, tmp_path, "alone"))
     mine, alone = outcome_of(tmp_path / "run"), outcome_of(tmp_path / "alone")

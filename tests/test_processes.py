@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_two
+from ranks import train_two
 from test_train import fresh, tiny
 
 from studio.run import RunView
@@ -18,29 +18,6 @@ KINDS = {
     "lora": ("policy.model.train=lora",),
     "reference": ("policy.model.train=full", "algorithm={name: grpo_guard, clip: 1.0e-5, kl: 0.01}"),
 }
-TWO = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, "tests")
-import torch
-torch.set_num_threads(1)
-import test_processes as shared
-from studio.dist import Processes
-from studio.run import Run
-
-end = Processes.end
-Processes.end = lambda self: None  # one process group for all the runs of this test
-for kind in shared.KINDS:
-    recipe = shared.recipe_of(kind)
-    folder = Path(sys.argv[1]) / kind
-    if os.environ["RANK"] == "0":
-        run = shared.fresh(recipe, folder.parent, kind)
-        (folder / "ready").touch()
-    while not (folder / "ready").exists():
-        time.sleep(0.05)
-    run = run if os.environ["RANK"] == "0" else Run(folder, {})
-    assert shared.train(recipe, run) == "finished"
-"""
 
 
 def recipe_of(kind: str, pieces: int = 1):
@@ -101,7 +78,7 @@ def test_adam_with_torch_s_eps_stays_within_the_learning_rate(tmp_path):
 def two(tmp_path_factory):
     """Each kind in two processes."""
     root = tmp_path_factory.mktemp("two")
-    run_two(TWO, root)
+    train_two("test_processes", {kind: f"shared.recipe_of({kind!r})" for kind in KINDS}, root)
     return root
 
 

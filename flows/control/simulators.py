@@ -27,7 +27,9 @@ BIASES = (
 
 @dataclass(frozen=True)
 class IsaacLab:
-    """An environment of Isaac Lab. `target` names a function of yours that makes it, on a machine that has Isaac Lab:
+    """An environment of Isaac Lab, made by a function of yours that `target` names, on a machine that has Isaac Lab.
+
+    For example:
 
         def quadcopter(num_envs, seed):
             from isaaclab.app import AppLauncher
@@ -59,7 +61,9 @@ class IsaacLab:
 
 @dataclass(frozen=True)
 class Playground:
-    """An environment of MuJoCo Playground. `target` names a function of yours that makes it, where it and JAX are installed:
+    """An environment of MuJoCo Playground, made by a function of yours that `target` names, where it and JAX are installed.
+
+    For example:
 
         def cheetah(num_envs, seed):
             from mujoco_playground import registry, wrapper_torch
