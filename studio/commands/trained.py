@@ -122,6 +122,28 @@ def pretrain(
 
 
 @app.command()
+def ui(
+    runs: Runs = HERE,
+    host: Annotated[str, typer.Option(help="A public address needs --auth.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: the first free one from 7860.")] = None,
+    auth: Annotated[str | None, typer.Option(envvar="STUDIO_UI_AUTH", help="USER:PASSWORD that a browser has to give.")] = None,
+) -> None:
+    """The interface in a browser: watch, compare, start, stop, prune and export runs."""
+    import time
+
+    from ui.app import build, launch
+
+    address = launch(build(runs), host=host, port=port, auth=auth)
+    say("stop with Ctrl-C; runs go on")
+    print(address, flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        say("stopped")
+
+
+@app.command()
 def doctor(runs: Runs = HERE) -> None:
     """Check this installation."""
     from studio.doctor import checks

@@ -1,0 +1,14 @@
+"""Laid out by and by."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from ui.shell import header
+from ui.site import Site
+
+
+def build(site: Site) -> None:
+    """Lay out the page."""
+    header("export")
+    gr.HTML("<div class='empty'>not yet</div>")
