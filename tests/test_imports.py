@@ -98,7 +98,11 @@ RULES: dict[str, tuple[str, ...]] = {
     # the parts of a prune run that stand on the loop: its recipe, its iteration, its tables and its command
     **{f"pruning.{name}": (*SPINE, "studio.core", "flows", "pruning") for name in PARTS},
     **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch", "heal")},
-    "ui": ("studio.run", "studio.errors", "studio.names"),
+    # reads run folders and draws; what trains is a command in a process of its own
+    "ui": (
+        *("studio.run", "studio.run_view", "studio.layout", "studio.files", "studio.process", "studio.config"),
+        *("studio.errors", "studio.names", "studio.chart", "studio.page", "studio.removed", "studio.stages", "studio.report"),
+    ),
 }
 
 LIGHT = (
