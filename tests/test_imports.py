@@ -118,7 +118,6 @@ LIGHT += ("studio.cli", "studio.commands.shared", "studio.algorithms", "studio.p
 OPTIONAL = (
     "xformers",
     "open_clip",
-    "gradio",
     "rapidocr",
     "onnxruntime",
     "rapidfuzz",
