@@ -16,7 +16,7 @@ from studio.recipe import Recipe
 from studio.replay import cuts, positions
 from studio.scoring import Scorer, join_scores, parts_of, reward_of
 from studio.seeds import row_seed
-from studio.types import Evaluation, Prompts, Rollout, Scores
+from studio.types import Credit, Evaluation, Prompts, Rollout, Scores
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Batch:
     rollout: Rollout
     everyone: Rollout  # rewards, groups and masks of the global batch; no samples, no traces
     mine: slice  # this rank's rows of it
+    credit: Credit | None = None  # of this rank's rows, once it is assigned
 
 
 def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,13 +28,20 @@ from studio.types import Rollout
 def iterate(recipe: Recipe, parts: Parts, processes: Processes, step: int, model: Any) -> tuple[Batch, dict[str, float]]:
     """One iteration by likelihoods: sample and score, then update -> (the rows with their rewards, metrics)."""
     batch, timing = sample(recipe, parts, processes, step)
+    batch = credited(parts, batch)
     return batch, update(recipe, parts, processes, batch, model, step) | timing
+
+
+def credited(parts: Parts, batch: Batch) -> Batch:
+    """The batch with the credit of this rank's rows."""
+    return replace(batch, credit=assign_credit(parts.objective, batch.everyone).at(batch.mine))  # type: ignore[arg-type]
 
 
 def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, model, step: int) -> dict[str, float]:
     """`epochs` passes over a rollout, one optimizer step per minibatch -> metrics of the last pass."""
-    rollout, everyone, mine = batch.rollout, batch.everyone, batch.mine
-    credit = assign_credit(parts.objective, everyone).at(mine)  # type: ignore[arg-type]
+    rollout, everyone = batch.rollout, batch.everyone
+    credit = batch.credit or credited(parts, batch).credit
+    assert credit is not None
     loose = isinstance(rollout.trace, Separable)
     if loose:
         rollout, credit = apart(rollout, credit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class Seen:
     samples: Tensor | list[str]  # what is kept: pictures [n, C, H, W] on the CPU, or texts
     records: list[dict[str, Any]]  # one for each of them
     alarms: list[str] = field(default_factory=list)
+    films: Mapping[str, bytes] = field(default_factory=dict)  # GIF files by the prompt_id of the record that they belong to
 
 
 def look(step: int, recipe: Recipe, parts: Parts) -> Seen:

@@ -27,6 +27,7 @@ SPINE += (
     "studio.signals",
     "studio.behavior",
     "studio.pathwise",
+    "studio.kept",
 )
 
 PARTS = ("recipe", "build", "learn", "measure", "memory", "network")  # of a prune run, that stand on recipes and the loop
@@ -100,7 +101,7 @@ RULES: dict[str, tuple[str, ...]] = {
     **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch", "heal")},
     # reads run folders and draws; what trains is a command in a process of its own
     "ui": (
-        *("studio.run", "studio.run_view", "studio.layout", "studio.files", "studio.process", "studio.config"),
+        *("studio.run", "studio.run_view", "studio.layout", "studio.files", "studio.process", "studio.config", "studio.recipe"),
         *("studio.errors", "studio.names", "studio.chart", "studio.page", "studio.removed", "studio.stages", "studio.report"),
     ),
 }

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from studio.cli import app
 from studio.errors import ConfigError
 from studio.text import world
+from studio.text.chat import Reader
 from studio.text.pretrain import (
     Pretrain,
     batches,
@@ -25,6 +26,7 @@ from studio.text.pretrain import (
     remaining,
     train,
 )
+from studio.text.sampling import Sampling
 from studio.text.tokenizer import CHARACTERS, END, PAD, SPECIAL, build_tokenizer, save_tokenizer
 
 TINY = dict(tokens=6_000, batch=16, width=16, layers=1, heads=2, test=4, looks=1)
@@ -49,6 +51,32 @@ def test_every_printable_character_is_one_token_and_comes_back(tokenizer):
     assert len(ids) == len(text) and tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
     assert len(tokenizer) == len(SPECIAL) + 96 and tokenizer.get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_pieces_of_tokens_add_up_to_the_text_even_where_a_character_has_several():
+    """Bytes as tokens: two make ü, three €; what never becomes a character shows as one that is broken."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bytes_ = Tokenizer(models.BPE({sign: i for i, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    bytes_.pre_tokenizer, bytes_.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    reader = Reader(PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<end>"), Sampling())
+    tokens = reader.tokenizer("a ü€").input_ids
+    assert reader.pieces(tokens) == ["a", " ", "", "ü", "", "", "€"]
+    assert reader.pieces(tokens[:3]) == ["a", " ", "\ufffd"]
+    assert reader.pieces([reader.tokenizer.eos_token_id]) == ["<end>"] and reader.pieces([]) == []
+    stray = reader.tokenizer("ü").input_ids[1:]
+    assert "".join(reader.pieces(stray * 40)).strip("\ufffd") == "" and reader.pieces(stray * 40 + tokens[:1])[-1] == "a"
+
+
+def test_a_piece_keeps_the_space_that_a_decoder_drops_at_the_beginning():
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"▁two": 0, "▁words": 1, "!": 2, "<end>": 3}, unk_token="<end>"))
+    words.decoder = decoders.Metaspace()
+    reader = Reader(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>"), Sampling())
+    assert reader.pieces([0, 1, 2, 0]) == ["two", " words", "!", " two"]
 
 
 def test_every_problem_is_within_the_alphabet(tokenizer):

@@ -33,7 +33,7 @@ Processes.end = lambda self: None  # one process group for all the runs of this 
 root = Path(sys.argv[1])
 for kind, settings in shared.KINDS.items():
     folder = root / kind
-    recipe = shared.text_recipe(root, *settings, "watch.every=100")
+    recipe = shared.text_recipe(root, *settings)
     if os.environ["RANK"] == "0":
         run = shared.fresh(recipe, folder.parent, kind)
         (folder / "ready").touch()
@@ -49,8 +49,15 @@ def outcome(folder: Path):
     view = RunView.open(folder)
     metrics = [{k: v for k, v in r.items() if k != "t" and not k.startswith("time/")} for r in view.metrics().records]
     state = torch.load(view.checkpoint() / "state.pt", weights_only=True)
-    texts = [record["text"] for record in view.samples(view.sample_steps()[-1])]
+    last = view.sample_steps()[-1]
+    texts = [record["text"] for record in view.samples(last)]
     return metrics, state, texts
+
+
+def groups(folder: Path):
+    """What was kept of the last rollout that was watched, without the folder's own name."""
+    view = RunView.open(folder)
+    return [{**record, "file": record["file"].name} for record in view.groups(view.group_steps()[-1])]
 
 
 def weights(folder: Path):
@@ -97,6 +104,34 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(whole):
     torch.manual_seed(123)
     assert train(recipe, Run.resume(run.folder)) == "finished"
     assert_same(outcome(whole / "again"), outcome(whole / "full-whole"))
+    assert_same(groups(whole / "again"), groups(whole / "full-whole"))
+
+
+def test_the_first_groups_are_kept_with_the_credit_of_every_token(whole):
+    view, records = RunView.open(whole / "full-whole"), groups(whole / "full-whole")
+    assert view.group_steps() == [2]  # watched every 2 of 3 steps; before the first there is no rollout
+    assert [(r["group"], r["sample_id"]) for r in records] == [(g, f"s0{k}") for g in (0, 1) for k in range(4)]
+    for g in (0, 1):
+        own = [r for r in records if r["group"] == g]
+        assert len({r["prompt_id"] for r in own}) == 1
+        reward = torch.tensor([r["reward"] for r in own], dtype=torch.float64)
+        by_hand = (reward - reward.mean()) / (reward.std() + 1e-4)  # GRPO
+        assert [r["advantage"] for r in own] == pytest.approx(by_hand.tolist(), abs=2e-3)
+    for record in records:
+        pieces, advantage, entropy, logp = zip(*record["tokens"], strict=True)
+        text = "".join(pieces)
+        assert text.removesuffix("<end>").replace("<pad>", "") == record["text"]
+        assert record["length"] == len(pieces) and (len(pieces) == 10 or text.endswith("<end>"))
+        assert set(advantage) == {record["advantage"]}
+        assert all(0 < h <= torch.tensor(18.0).log() + 1e-3 for h in entropy) and all(x < 0 for x in logp)  # 18 tokens
+        assert record["rewards"]["function"] == pytest.approx(record["reward"])
+
+
+def test_keeping_groups_changes_nothing_that_is_learned(whole):
+    recipe = text_recipe(whole, "watch.groups=0")
+    assert train(recipe, fresh(recipe, whole, "none")) == "finished"
+    assert RunView.open(whole / "none").group_steps() == []
+    assert_same(outcome(whole / "none"), outcome(whole / "full-whole"))
 
 
 def test_in_parts_it_learns_the_same(whole):
@@ -109,6 +144,9 @@ def test_two_processes_learn_the_same(whole):
     run_two(TWO, whole)
     for kind in KINDS:
         assert largest_difference(whole / kind, whole / f"{kind}-whole") <= 2e-6, kind
+    apart, together = groups(whole / "full"), groups(whole / "full-whole")  # rank 0 holds the first two of four groups
+    assert [r["text"] for r in apart] == [r["text"] for r in together]
+    assert [r["advantage"] for r in apart] == pytest.approx([r["advantage"] for r in together], rel=1e-3)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_sampling(root):

@@ -13,10 +13,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr  # noqa: E402
 
 from studio.errors import ConfigError  # noqa: E402
+from ui.guard import LOCAL, Guard  # noqa: E402
 from ui.shell import PAGES  # noqa: E402
 from ui.site import Site  # noqa: E402
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 UPLOAD = "20mb"  # largest file a browser may send
 
 
@@ -30,6 +30,7 @@ def build(root: Path) -> gr.Blocks:
         with app.route(title, f"/{address}", show_in_navbar=False):
             _page(address).build(site)
     app.queue(default_concurrency_limit=4, max_size=64)
+    app.runs = site.root
     return app
 
 
@@ -51,13 +52,14 @@ def launch(app: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, 
         footer_links=["settings"],
         max_file_size=UPLOAD,
         allowed_paths=[],
-        show_error=True,
+        show_error=False,  # browsers read messages as HTML: gr.Error is told anyway, other errors may quote a run
         quiet=True,
         prevent_thread_lock=True,
         theme=theme(),
         css=style["css"],
         head=f"<script>{style['js']}</script>",
         favicon_path=None,
+        app_kwargs={"middleware": [(Guard, (), {"root": app.runs, "alone": user is None})]},
     )
     return address
 

@@ -86,14 +86,14 @@ class Index:
     def _recipe(self, view: RunView) -> dict[str, Any]:
         path = view.file("recipe.yaml")
         stamp = _stamp(path)
-        if self._recipes.get(view.folder, (None,))[0] != stamp:
+        if self._recipes.get(view.folder, ("",))[0] != stamp:
             self._recipes[view.folder] = (stamp, load_yaml(path) if path.is_file() else {})
         return self._recipes[view.folder][1]
 
     def _curve(self, view: RunView) -> tuple[str, tuple, dict[str, float]]:
         path = view.file("metrics.jsonl")
         stamp = _stamp(path)
-        if self._curves.get(view.folder, (None,))[0] != stamp:
+        if self._curves.get(view.folder, ("",))[0] != stamp:
             tail = last_records(path)
             latest = {k: v for record in tail for k, v in record.items() if v is not None and k not in ("t", "step")}
             headline = next((name for name in HEADLINE if name in latest), "")

@@ -48,11 +48,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """A reward over a folder of images or a file of texts; `key=value` sets the reward's own options."""
-    from rewards.score import check_prompts, score_all
+    from rewards.score import check_prompts
     from studio.config import apply_overrides, component
     from studio.score_folder import read_folder
     from studio.score_texts import read_texts
-    from studio.scoring import parts_of
 
     judge = component("reward", reward, **apply_overrides({}, ctx.args)).options
     texts = folder.is_file()
@@ -64,7 +63,7 @@ def score(
     samples: Any
     names, samples, prompts = (read_texts if texts else read_folder)(folder, prompt)
     check_prompts({reward: judge}, prompts)
-    parts = parts_of(score_all({reward: judge}, samples, prompts))
+    parts = _scored(reward, judge, samples, prompts)
     rows = [{"file": name, **{k: float(v[i]) for k, v in parts.items()}} for i, name in enumerate(names)]
     means = {name: part.nanmean().item() for name, part in parts.items()}
     if as_json:
@@ -73,6 +72,27 @@ def score(
     for row in rows:
         print("  ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
     print("mean  " + "  ".join(f"{name} {value:.4f}" for name, value in means.items()))
+
+
+def _scored(name: str, judge: Any, samples: Any, prompts: Any) -> dict[str, Any]:
+    """A reward and its parts [N]; pictures reach it in one batch for each size."""
+    import torch
+
+    from rewards.candidates import Compares
+    from rewards.score import score_all
+    from studio.score_folder import by_size
+    from studio.scoring import join_scores, parts_of
+
+    groups = [list(range(len(samples)))] if judge.reads == "text" else by_size(samples)
+    if len(groups) > 1 and isinstance(judge, Compares):
+        sizes = sorted({tuple(samples[group[0]].shape[1:]) for group in groups})
+        raise ConfigError(f"reward {name!r}: expected images of one size, as it compares them, got {sizes}. Score them by size.")
+    done = []
+    for group in groups:
+        batch = samples if judge.reads == "text" else torch.stack([samples[place] for place in group])
+        done.append(score_all({name: judge}, batch, prompts.take(group))[name])
+    back = torch.tensor([place for group in groups for place in group]).argsort()
+    return {part: values.cpu()[back] for part, values in parts_of({name: join_scores(done)}).items()}
 
 
 @app.command(context_settings=OVERRIDES)

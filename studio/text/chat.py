@@ -14,6 +14,8 @@ from studio.text.generate import Generated
 from studio.text.sampling import Sampling
 from studio.types import Prompts
 
+LONGEST = 8  # tokens of one character; more that make none are broken
+
 
 class Reader:
     """A tokenizer as a policy uses it."""
@@ -49,6 +51,17 @@ class Reader:
             text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
             places = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
             found.append(text[: min(places)] if places else text)
+        return found
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text that each token adds to those before it, end-of-text tokens included; "" for the first bytes of a character."""
+        found, start, done = [], 0, 0  # a token is read behind the one before it: some put a space between, some none
+        for end in range(1, len(tokens) + 1):
+            before, now = (self.tokenizer.decode(tokens[start:to], clean_up_tokenization_spaces=False) for to in (done, end))
+            whole = not now.endswith("\ufffd") or end - done == LONGEST or end == len(tokens)
+            found.append(now[len(before) :] if whole else "")
+            if whole:
+                start, done = done, end
         return found
 
     def told(self, rows: Prompts, done: Generated) -> Prompts:
