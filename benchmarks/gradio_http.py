@@ -40,6 +40,7 @@ class Event(NamedTuple):
     inputs: list[Any]  # as a page that was just opened would send them
     trigger: str  # load, tick, click ...
     page: str  # address of the page that it is on
+    source: int | None  # number of the component that it comes from
 
 
 def events(address: str, **headers: str) -> list[Event]:
@@ -54,6 +55,7 @@ def events(address: str, **headers: str) -> list[Event]:
             [values.get(part) for part in each["inputs"]],
             next((name for _, name in each["targets"]), ""),
             pages[each["id"]],
+            next((source for source, _ in each["targets"]), None),
         )
         for each in found
     ]

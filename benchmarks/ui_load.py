@@ -179,16 +179,12 @@ def refreshed(address: str, pid: int, root: Path, run: str, count: int) -> tuple
 
     Every page is open in a session of its own, and is refreshed in its turn; after each round the run has another step.
     """
-    known, growing, query = gradio_http.events(address), root / run / "metrics.jsonl", f"run={run}"
-    pages = {page: secrets.token_hex(6) for page in dict.fromkeys(each.page for each in known)}
-    for page, session in pages.items():
-        send(address, [each for each in known if each.page == page and each.trigger == "load"], query, session)
-    ticks = [each for each in known if each.trigger == "tick"]
+    growing, pages = root / run / "metrics.jsonl", [Opened(address, page, run) for page in ("", *FILLED)]
     last, memory, done, began = json.loads(growing.read_bytes().splitlines()[-1]), [], 0, time.perf_counter()
     for mark in (count // 10, count // 2, count):
         while done < mark:
-            for tick in ticks[: mark - done]:
-                send(address, [tick], query, pages[tick.page])
+            for page in pages[: mark - done]:
+                page.refresh()
                 done += 1
             last["step"] += 1
             with open(growing, "ab") as handle:
@@ -197,12 +193,29 @@ def refreshed(address: str, pid: int, root: Path, run: str, count: int) -> tuple
     return memory, (time.perf_counter() - began) / count
 
 
-def send(address: str, events: Sequence[gradio_http.Event], query: str, session: str) -> None:
-    """Events as a page that was just opened sends them; none may fail."""
-    done = gradio_http.send(address, [(each.number, each.inputs, None) for each in events], query, session)
-    failed = [each["output"] for each in done if not each["success"]]
-    if failed or len(done) != len(events):
-        raise RuntimeError(f"ui_load: expected {len(events)} answers, got {len(done)} and these failures: {failed}")
+class Opened:
+    """A page as a browser has it open: a session, the events of its opening, then those of every refresh."""
+
+    def __init__(self, address: str, page: str, run: str) -> None:
+        self.address, self.query, self.session = address, f"run={run}", secrets.token_hex(6)
+        self.events = [each for each in gradio_http.events(address) if each.page == page]
+        self._send([each for each in self.events if each.trigger == "load"])
+
+    def refresh(self) -> None:
+        """A tick of the timer, and what follows from the states that it has changed."""
+        done = self._send([each for each in self.events if each.trigger == "tick"])
+        changed = {source for message in done for source in message["output"].get("changed_state_ids") or ()}
+        self._send([each for each in self.events if each.trigger == "change" and each.source in changed])
+
+    def _send(self, events: Sequence[gradio_http.Event]) -> list[dict[str, Any]]:
+        if not events:
+            return []
+        sent = [(each.number, each.inputs, None) for each in events]
+        done = gradio_http.send(self.address, sent, self.query, self.session)
+        failed = [each["output"] for each in done if not each["success"]]
+        if failed or len(done) != len(events):
+            raise RuntimeError(f"ui_load: expected {len(events)} answers, got {len(done)} and these failures: {failed}")
+        return done
 
 
 def resident(pid: int) -> float:

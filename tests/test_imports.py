@@ -103,6 +103,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "ui": (
         *("studio.run", "studio.run_view", "studio.layout", "studio.files", "studio.process", "studio.config", "studio.recipe"),
         *("studio.errors", "studio.names", "studio.chart", "studio.page", "studio.removed", "studio.stages", "studio.report"),
+        *("studio.registry", "studio.license"),
     ),
 }
 

@@ -54,7 +54,7 @@ class Desk:
             title = f"The recipe of {asked['from']}" if asked.get("from") else "A recipe of your own"
             told = "What you change makes a new run." if asked.get("from") else "Write it as YAML; the check says what is missing."
         top = (
-            f'<div class="chosen"><h1>{escape(title)}</h1><a href="{link("launch")}">Choose another</a>'
+            f'<div class="recipe-title"><h1>{escape(title)}</h1><a href="{link("launch")}">Choose another</a>'
             f'<p class="soft">{escape(told)}</p><a class="button to-start" href="#start" data-to-start>Check and start</a></div>'
         )
         wait = '<div class="card soft" aria-busy="true">Reading the fields of the recipe …</div>'
@@ -138,8 +138,8 @@ class Desk:
 
     def _act(self, act: str, id: str) -> str:
         if act == "stop":
-            entry = next((entry for entry in self.queue.entries() if entry.id == id), None)
-            return control.ask(self.site.run(entry.name if entry else ""), "stop")
+            name = next((entry.name for entry in self.queue.entries() if entry.id == id), "")
+            return control.ask(RunView.find(self.site.root, name), "stop")
         if act in ("up", "down"):
             return self.queue.move(id, -1 if act == "up" else 1)
         return self.queue.cancel(id) if act == "cancel" else self.queue.forget(id)

@@ -12,6 +12,8 @@ from playwright.sync_api import expect
 
 from ui import votes
 
+expect.set_options(timeout=15_000)  # a busy machine
+
 
 @pytest.fixture
 def ballot_box(runs):

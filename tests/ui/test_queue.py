@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from made_runs import DEAD, make_run
 
-from studio.errors import RunError
+from studio.errors import RunError, StudioError
 from studio.process import this_process
 from ui import waiting
+from ui.desk import Desk
 from ui.entry import Entry, ready, shared
 from ui.queue import Queue, said
+from ui.site import Site
 
 
 class Processes:
@@ -305,6 +307,22 @@ def test_the_thread_starts_what_waits_and_goes_on_after_trouble(queue, processes
     stop.set()
     thread.join(5)
     assert len(processes.started) == 1 and not thread.is_alive() and queue.trouble == ""
+
+
+def test_the_buttons_of_the_queue_do_what_they_say(queue, processes):
+    desk = Desk(Site(queue.root))
+    desk.queue = queue  # its own goes on looking at the same folder, as a second interface would
+    made = queue.add(entry("a"), now=True)
+    began(queue, "a", **this_process())
+    desk._act("stop", made.id)
+    assert (queue.root / "a" / "control" / "stop").exists()
+    waits, later = queue.add(entry("b")), queue.add(entry("c"))
+    assert desk._act("up", later.id) == "c is number 1 of 2." and desk._act("down", later.id) == "c is number 2 of 2."
+    assert desk._act("cancel", waits.id) == "b was taken out of the queue."
+    with pytest.raises(StudioError, match="Look again"):
+        desk._act("forget", made.id)
+    with pytest.raises(StudioError):
+        desk._act("stop", "../..")
 
 
 def test_a_log_is_told_by_its_last_error_or_its_last_lines(tmp_path):

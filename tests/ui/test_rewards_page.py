@@ -19,6 +19,8 @@ from ui import given, judged, spawn
 from ui.given import Given, Sample
 from ui.judged import MEAN_RANK, Outcome
 
+expect.set_options(timeout=15_000)  # a busy machine
+
 
 @pytest.fixture
 def files(tmp_path):

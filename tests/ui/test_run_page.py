@@ -133,6 +133,8 @@ def test_nothing_is_wider_than_the_screen(site, page, width):
     expect(page.locator("#section-steps svg.cells").first).to_be_visible()
     page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    parts = page.locator(".run-part").locator("h1, h2, figure, svg, pre, progress, button, ul, input")
+    assert max(parts.evaluate_all("parts => parts.map(part => part.getBoundingClientRect().right)")) <= width  # none is cut off
 
 
 def test_a_run_without_metrics_says_what_comes_next(site, runs, page):
