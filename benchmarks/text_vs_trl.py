@@ -317,32 +317,30 @@ def bare_sampling(network: Any, rollout: Any, task: Task) -> None:
     from studio.text.cache import buffers, take
     from studio.text.generate import LEAVE
 
+    length, prompt = rollout.mask.sum(1), rollout.trace.prompt_length
+    own, which = rollout.group.unique(return_inverse=True)
+    first = torch.stack([(rollout.group == group).nonzero()[0, 0] for group in own])
+    tokens = rollout.trace.prompt[first]
+    width = tokens.shape[1]
+    cache = buffers(network.lm.config.num_hidden_layers, width + task.limit)
     with torch.no_grad():
-        for rows in parts_of(task):
-            part = rollout.at(rows)
-            length, prompt = part.mask.sum(1), part.trace.prompt_length
-            own, which = part.group.unique(return_inverse=True)
-            first = torch.stack([(part.group == group).nonzero()[0, 0] for group in own])
-            tokens = part.trace.prompt[first]
-            width = tokens.shape[1]
-            cache = buffers(network.lm.config.num_hidden_layers, width + task.limit)
-            network(tokens, torch.arange(len(own), device=tokens.device), prompt[first] - 1, cache=cache)
-            take(cache, which)
-            for t in range(1, int(length.max())):
-                alive = (length > t).nonzero()[:, 0]
-                if len(alive) <= (1 - LEAVE) * len(length):
-                    take(cache, alive)
-                    length, prompt = length[alive], prompt[alive]
-                place, row = torch.arange(width + t, device=prompt.device), torch.arange(len(prompt), device=prompt.device)
-                mask = ((place < prompt[:, None]) | (place >= width))[:, None, None]
-                network(
-                    torch.full_like(row, PAD)[:, None],
-                    row,
-                    torch.zeros_like(row),
-                    cache=cache,
-                    mask=mask,
-                    positions=(prompt + t - 1)[:, None],
-                )
+        network(tokens, torch.arange(len(own), device=tokens.device), prompt[first] - 1, cache=cache)
+        take(cache, which)
+        for t in range(1, int(length.max())):
+            alive = (length > t).nonzero()[:, 0]
+            if len(alive) <= (1 - LEAVE) * len(length):
+                take(cache, alive)
+                length, prompt = length[alive], prompt[alive]
+            place, row = torch.arange(width + t, device=prompt.device), torch.arange(len(prompt), device=prompt.device)
+            mask = ((place < prompt[:, None]) | (place >= width))[:, None, None]
+            network(
+                torch.full_like(row, PAD)[:, None],
+                row,
+                torch.zeros_like(row),
+                cache=cache,
+                mask=mask,
+                positions=(prompt + t - 1)[:, None],
+            )
 
 
 def bare_learning(network: Any, rollout: Any, task: Task, optimizer: Any) -> None:
@@ -372,7 +370,7 @@ def settings(task: Task) -> dict[str, Any]:
         "policy": {
             "name": "text",
             "model": {"id": task.folder, "device": "cuda" if task.gpu else "cpu"},
-            "sampling": {"limit": task.limit, "chat": "off"},
+            "sampling": {"limit": task.limit, "batch": task.rows, "chat": "off"},  # TRL too writes all rows at once
         },
         "algorithm": {"name": "grpo", "kl": 0.0},
         "prompts": {"name": "file", "train": prompts, "test": prompts},

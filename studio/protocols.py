@@ -75,6 +75,20 @@ class PromptSource(Protocol):
     def update(self, rollout: Rollout) -> None: ...
 
 
+@runtime_checkable
+class Follows(PromptSource, Protocol):
+    """A prompt source that draws by what the objective of the run knows."""
+
+    def follow(self, objective: Any) -> None: ...
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """Options of a prompt source that fits some recipes only: it says which, before a model is loaded."""
+
+    def check_recipe(self, recipe: Any, processes: int) -> None: ...
+
+
 class RewardFn(Protocol):
     """Scores samples. Raise for a broken set-up; return a missing row for a sample that cannot be scored."""
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,15 +39,7 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     began = time.monotonic()
     settings = recipe.train
     rows, seeds = draw_rows(recipe, parts, processes, step)
-    with processes.autocast(), parts.behavior.applied():
-        rollout = parts.policy.sample(
-            rows.prompts,
-            group=torch.tensor(rows.group),
-            seeds=seeds,
-            step=step,
-            finished=parts.rewards.submit,  # type: ignore[call-arg]
-            micro=len(seeds) // settings.gradient_accumulation_steps,  # type: ignore[call-arg]
-        )
+    rollout = _sampled(parts, processes, rows, seeds, step, micro=len(seeds) // settings.gradient_accumulation_steps)
     if "ref" in parts.objective.needs:
         with torch.no_grad(), processes.autocast(), parts.policy.reference():
             steps = positions(rollout, settings.split_steps)
@@ -57,6 +52,16 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     ranks = _scores_of_all(parts.rewards, processes)
     timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
     return with_rewards(recipe, parts, processes, rollout, ranks, rows.start), timing
+
+
+def _sampled(parts: Parts, processes: Processes, rows: Rows, seeds: list[int], step: int, micro: int) -> Rollout:
+    """The policy's rollout; rewards begin on every part of it as it is done. A server that samples may fail: on all ranks then."""
+    policy: Any = parts.policy
+    whole = processes.whole(policy.model) if getattr(policy, "uneven", False) else nullcontext()
+    with processes.autocast(), parts.behavior.applied(), whole, failing_together(processes):
+        return policy.sample(
+            rows.prompts, group=torch.tensor(rows.group), seeds=seeds, step=step, finished=parts.rewards.submit, micro=micro
+        )
 
 
 def act(parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:
@@ -102,17 +107,19 @@ def with_rewards(
 
 def _scores_of_all(rewards: Scorer, processes: Processes) -> list[dict[str, Scores]]:
     """Every rank's scores, or the failure of any rank's reward."""
-    scores, failure = {}, None
-    try:
+    with failing_together(processes):
         scores = rewards.collect()
-    except RewardError as error:
-        failure = error
-    fail_together(failure, processes)
     return processes.gather_objects(scores)
 
 
-def fail_together(failure: RewardError | None, processes: Processes) -> None:
-    """Raises on all ranks what a reward raised on one, so that they can save a checkpoint together."""
+@contextmanager
+def failing_together(processes: Processes) -> Iterator[None]:
+    """Raises on all ranks what a reward or a sampling server raised on one, so that they can save a checkpoint together."""
+    failure = None
+    try:
+        yield
+    except RewardError as error:
+        failure = error
     for other in (failure, *processes.gather_objects(failure)):
         if other is not None:
             raise other

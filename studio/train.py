@@ -13,6 +13,7 @@ import torch
 
 from studio.dist import Processes
 from studio.errors import RewardError
+from studio.first_estimates import first_estimates
 from studio.kept import first_groups
 from studio.parts import Parts, build_parts
 from studio.recipe import Recipe
@@ -50,6 +51,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     done = saved = start
     try:
         if start == 0:
+            first_estimates(recipe, parts, processes)
             _watch(0, recipe, run, parts, processes)  # the untouched base: what every later evaluation is compared with
         for step in range(start, recipe.train.steps):
             began = time.monotonic()

@@ -46,7 +46,8 @@ def update(recipe: Recipe, parts: Parts, processes: Processes, batch: Batch, mod
     if loose:
         rollout, credit = apart(rollout, credit)
     alive = loose and bool((credit.weight > 0).all()) and processes.world == 1  # an empty part of a process is dead
-    positions = not loose and rollout.old.token is None  # those of a text are many and mean nothing by themselves
+    # tokens are many, masks of a text in no order: a position means nothing by itself
+    positions = not loose and not isinstance(rollout.samples, list)
     parts.rate.start(step)
     told: dict[str, float] = {}
     adapted: dict[str, float] = {}

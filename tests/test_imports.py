@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("studio", "flows", "rewards", "pruning", "ui")
 
-BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "studio.names", "studio.seeds")
+BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "studio.names", "studio.seeds", "studio.post")
 COMPONENT = (*BASE, "studio.core", "studio.algorithms", "studio.frozen")
 SPINE = (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema", "studio.config", "studio.recipe")
 SPINE += ("studio.files", "studio.process")
@@ -28,6 +28,7 @@ SPINE += (
     "studio.behavior",
     "studio.pathwise",
     "studio.kept",
+    "studio.first_estimates",
 )
 
 PARTS = ("recipe", "build", "learn", "measure", "memory", "network")  # of a prune run, that stand on recipes and the loop
@@ -39,7 +40,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio": (*SPINE, "studio.core", "studio.train"),  # modules of the spine name no backbone, reward or algorithm
     "studio.core": BASE,
     "studio.algorithms": (*BASE, "studio.core"),
+    "studio.algorithms.actor_critic": (*BASE, "studio.core", "studio.algorithms", "studio.annotation"),  # it holds another one
     "studio.prompts": COMPONENT,
+    # sources around another source
+    **{f"studio.prompts.{n}": (*COMPONENT, "studio.prompts", "studio.annotation") for n in ("priority", "windows", "budgets")},
     "studio.text": COMPONENT,
     "studio.text.tasks": BASE,  # the bundled problems and their exact verifiers: pure Python that prompts and rewards share
     "studio.prompts.tasks": (*COMPONENT, "studio.prompts", "studio.text.tasks", "studio.text.world"),

@@ -375,3 +375,4 @@ def test_a_run_of_the_recipe(tmp_path):
     assert train(recipe, run) == "finished"
     records = RunView.open(run.folder).metrics().records
     assert {"ratio/largest", "reward/mean", "loss/total"} <= records[1].keys() and records[1]["loss/grad_norm"] > 0
+    assert not any("@" in name for name in records[1])  # the third mask of one row has nothing to do with that of another

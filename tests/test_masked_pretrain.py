@@ -2,14 +2,13 @@
 
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from studio.text import world
+from studio.cli import app
 from studio.text.masked_network import MaskedNetwork, build_masked, load_masked
-from studio.text.masked_pretrain import Pretrain, build_model, complete, masked_loss, masked_tokenizer, pretrain
+from studio.text.masked_pretrain import Pretrain, build_model, complete, masked_loss, masked_tokenizer
 from studio.text.masked_recipe import MaskedText, Unmasking
 from studio.text.recipe import Language
-
-LEVELS = dict.fromkeys(world.TASKS, (1,))
 
 
 class Listening(nn.Module):
@@ -44,11 +43,12 @@ def test_the_loss_asks_for_answers_and_for_the_ends_that_fill_them_up():
 
 
 def test_a_folder_that_the_recipe_loads(tmp_path):
-    settings = Pretrain(tokens=3000, batch=8, width=16, layers=1, heads=2, limit=64, steps=1, test=1, levels=LEVELS)
-    said = []
-    rates = pretrain(tmp_path, settings, said.append)
-    assert rates.keys() == world.TASKS.keys() and set(rates["addition"]) == set(world.LEVELS)
-    assert "loss" in said[1] and "done in" in said[-1] and "masked-text" in (tmp_path / "README.md").read_text()
+    small = {"tokens": 3000, "batch": 8, "width": 16, "layers": 1, "heads": 2, "steps": 1, "test": 1}
+    line = ["pretrain", "masked-text", "--out", str(tmp_path), *(f"{k}={v}" for k, v in small.items())]
+    done = CliRunner().invoke(app, line, catch_exceptions=False)
+    assert done.exit_code == 0 and "loss" in done.stderr and "sorting: level 1 " in done.stderr and "done in" in done.stderr
+    card = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: fill-mask" in card and "`studio pretrain masked-text`" in card and "| addition | 1 | 1, 2, 2, 3 |" in card
     lm, tokenizer = load_masked(Language(id=str(tmp_path)))
     again = masked_tokenizer()
     assert tokenizer.mask_token_id == again.mask_token_id and tokenizer("12+3=")["input_ids"] == again("12+3=")["input_ids"]
@@ -57,7 +57,7 @@ def test_a_folder_that_the_recipe_loads(tmp_path):
     network = MaskedNetwork(lm, tokenizer.mask_token_id)
     done = policy._write([torch.tensor(tokenizer(text)["input_ids"]) for text in asked], [0, 1], 1.0)
     usual = Pretrain(width=16, layers=1, heads=2)
-    assert policy.reader.texts(done) == complete(network, tokenizer, asked, usual)  # type: ignore[arg-type]
+    assert policy.reader.texts(done) == complete(network, tokenizer, usual, asked)  # type: ignore[arg-type]
 
 
 def test_the_default_model_is_small():

@@ -25,6 +25,7 @@ PINS = {
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 }
+BUNDLED = ("flows/shapes/pipeline", "flows/shapes/scorer", "studio/text/model", "studio/text/masked_model")
 # installed with transformers, which cannot be without them
 THROUGH_TRANSFORMERS = {"numpy", "huggingface-hub", "tokenizers", "packaging"}
 
@@ -67,14 +68,13 @@ def test_every_package_is_installed(wheel):
 
 def test_bundled_models_and_recipes_are_installed(wheel):
     wanted = {path for path in (ROOT / "studio" / "recipes").rglob("*.yaml")}
-    for part in ("pipeline", "scorer"):
-        wanted |= {path for path in (ROOT / "flows" / "shapes" / part).rglob("*") if path.is_file()}
+    wanted |= {path for folder in BUNDLED for path in (ROOT / folder).rglob("*") if path.is_file()}
     wanted.add(ROOT / "flows" / "shapes" / "README.md")
     assert {str(path.relative_to(ROOT)) for path in wanted} <= wheel[0]
 
 
 def test_bundled_files_are_small():
-    files = [path for path in (ROOT / "flows" / "shapes").rglob("*") if path.is_file()]
+    files = [path for folder in BUNDLED for path in (ROOT / folder).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 24e6
 
 
@@ -108,7 +108,7 @@ def test_the_command_is_named():
 
 def test_every_dependency_is_pinned_within_its_bounds():
     own = canonicalize_name(PROJECT["name"])  # `dev` asks for other extras of this project
-    for name, requirement in declared("dev", "ocr", "data", "slurm").items():
+    for name, requirement in declared("dev", "ocr", "data", "slurm", "robotics", "math", "json").items():
         if name == own:
             continue
         assert name in PINS, f"{name} is not in constraints.txt"

@@ -1,6 +1,7 @@
 """Signs of over-optimization, measured on the rollouts of every text run."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,19 @@ def test_mass_and_entropy_are_those_of_the_plain_model(budget, monkeypatch):
         found += torch.stack([mass.sum(), -(top / mass * (top / mass).log()).sum()]).detach()
         count += length
     assert means(policy, rollout) == pytest.approx((found / count).tolist(), abs=1e-5)
+
+
+def test_dead_rows_cost_a_forward_and_change_nothing(monkeypatch):
+    """Processes that share their weights must make equally many."""
+    monkeypatch.setattr(monitor, "BUDGET", 400)
+    policy, calls = tiny_policy(), []
+    whole = rollout_of(policy)
+    policy.model.register_forward_hook(lambda *given: calls.append(1))
+    alone = means(policy, whole.at(slice(0, 2)))
+    assert len(calls) == 2
+    dead = replace(whole, mask=whole.mask & (torch.arange(5) < 2)[:, None])
+    assert means(policy, dead) == pytest.approx(alone, abs=1e-6) and len(calls) == 2 + 5
+    assert means(policy, replace(whole, mask=torch.zeros_like(whole.mask))) == (0, 0)
 
 
 def test_a_policy_that_only_flattens_is_not_warned_of_and_the_memory_survives():

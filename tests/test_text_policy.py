@@ -1,6 +1,5 @@
 """The language model as a policy: what is recorded while writing is what a replay finds, whatever the batch."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from toys import saved_for_backward, updated
 
 from studio.algorithms.grpo import GRPO
 from studio.core import GroupRelative, Objective, assign_credit, plain_ratio, policy_loss
-from studio.text.generate import draw, generate
+from studio.text.generate import generate
 from studio.text.tokens import pack, trace_of
 from studio.types import Prompts
 
@@ -62,14 +61,20 @@ def test_a_row_depends_on_its_prompt_and_seed_alone():
     torch.testing.assert_close(whole.old.logp[2], alone.old.logp[0], atol=2e-6, rtol=1e-5)
 
 
-def test_draws_follow_the_distribution():
-    logits = torch.tensor([0.5, 0.3, 0.2, 0.0]).log().expand(30_000, 4)
-    uniform = torch.rand(30_000, generator=torch.Generator().manual_seed(0))
-    share = torch.bincount(draw(logits, uniform), minlength=4) / 30_000
-    torch.testing.assert_close(share, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=3 * math.sqrt(0.25 / 30_000), rtol=0)
-    edges = draw(logits[:5], torch.tensor([0.0, 0.4999, 0.5001, 0.8001, 0.99999]))
-    assert edges.tolist() == [0, 0, 1, 2, 2]
-    assert draw(logits[:2], uniform[:2], greedy=True).tolist() == [0, 0]
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_how_many_are_written_at_a_time_changes_no_completion(batch):
+    plain, other = tiny_policy(critic=True), tiny_policy(critic=True, batch=batch)
+    parts = []
+    whole = written(plain, micro=2)
+    found = written(other, micro=2, finished=lambda rows, texts: parts.append((rows.text, texts)))
+    assert [len(texts) for _, texts in parts] == {1: [1, 1, 1, 1], 3: [3, 1], 100: [4]}[batch]
+    assert sum((texts for _, texts in parts), []) == found.samples == whole.samples
+    assert sum((texts for texts, _ in parts), []) == whole.prompts.text
+    for name in ("token", "prompt"):
+        assert torch.equal(getattr(found.trace, name), getattr(whole.trace, name))
+    assert torch.equal(found.mask, whole.mask) and torch.equal(found.cut, whole.cut) and found.seeds == whole.seeds
+    for name in ("logp", "entropy", "value"):
+        torch.testing.assert_close(getattr(found.old, name), getattr(whole.old, name), atol=2e-6, rtol=1e-5)
 
 
 def test_an_end_ends_a_row_and_the_limit_cuts_it():

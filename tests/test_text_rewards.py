@@ -496,7 +496,7 @@ def test_a_judge_may_give_a_number_and_a_completion_cannot_add_places():
 
 
 def test_a_judge_that_fails_stops_or_is_masked(monkeypatch):
-    monkeypatch.setattr("rewards.post.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("studio.post.time.sleep", lambda seconds: None)
     with judging(lambda text: None) as (url, _):
         with pytest.raises(RewardError, match="reward 'text_judge'"):
             TextJudge(url)(["x"], asked({}))

@@ -6,6 +6,7 @@ from test_train import fresh
 from text_runs import STEPS, text_recipe
 
 from studio.errors import ConfigError, RewardError
+from studio.launch import work
 from studio.run import RunView
 from studio.train import train
 
@@ -22,8 +23,11 @@ def test_a_run_learns_from_completions_of_a_server(kind, how, tmp_path):
         assert len(records) == STEPS and all(record["loss/grad_norm"] > 0 for record in records)
         written = [path for path, _ in server.asked if "gener" in path or "compl" in path]
         assert len(written) == STEPS * 16  # a request for every row
+    dead = fresh(recipe, tmp_path, "dead")
     with pytest.raises(RewardError, match="Start the server again, then continue the run with --resume"):
-        train(text_recipe(tmp_path, served), fresh(recipe, tmp_path, "dead"))
+        work(dead, text_recipe(tmp_path, served), progress="none")
+    status = RunView.open(dead.folder).status
+    assert (status["state"], status["exit_code"]) == ("failed", 4) and engine.url in status["reason"]
 
 
 def test_tools_need_completions_written_here(tmp_path):

@@ -4,44 +4,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_two
+from ranks import train_two
+from safetensors.torch import load_file
 from test_resume import assert_same
+from test_text_engine import standing
 from test_train import fresh
 from text_runs import STEPS, text_recipe
 
 from studio.errors import ConfigError
 from studio.run import Run, RunView, request
+from studio.seeds import row_seed
+from studio.shards import FOLDER
+from studio.state import WEIGHTS
 from studio.train import train
 
 KINDS = {
     "full": (),
-    "lora": ("policy.model.train=lora",),
+    # rows end at different times: ranks make different numbers of forwards
+    "lora": ("policy.model.train=lora", "policy.sampling={limit: 10, stop: ['1', '2', '3', '4', '5']}"),
     "critic": ("algorithm={name: ppo, kl: 0.01}", "policy.critic=true"),
 }
-TWO = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, "tests")
-import torch
-torch.set_num_threads(1)
-import test_text_train as shared
-from studio.dist import Processes
-from studio.run import Run
-
-end = Processes.end
-Processes.end = lambda self: None  # one process group for all the runs of this test
-root = Path(sys.argv[1])
-for kind, settings in shared.KINDS.items():
-    folder = root / kind
-    recipe = shared.text_recipe(root, *settings)
-    if os.environ["RANK"] == "0":
-        run = shared.fresh(recipe, folder.parent, kind)
-        (folder / "ready").touch()
-    while not (folder / "ready").exists():
-        time.sleep(0.05)
-    run = run if os.environ["RANK"] == "0" else Run(folder, {})
-    assert shared.train(recipe, run) == "finished"
-"""
+TWICE = ("lora", "critic")  # of the kinds, those that are also run in two processes, with and without shards
 
 
 def outcome(folder: Path):
@@ -140,13 +123,50 @@ def test_in_parts_it_learns_the_same(whole):
     assert largest_difference(whole / "parts", whole / "full-whole") <= 2e-6
 
 
-def test_two_processes_learn_the_same(whole):
-    run_two(TWO, whole)
-    for kind in KINDS:
-        assert largest_difference(whole / kind, whole / f"{kind}-whole") <= 2e-6, kind
-    apart, together = groups(whole / "full"), groups(whole / "full-whole")  # rank 0 holds the first two of four groups
+@pytest.fixture(scope="module")
+def two(whole):
+    """The same in two processes, with and without shards, and one whose server refuses a row of the second in the last step."""
+    with standing("vllm") as (server, engine):
+        server.refused = {row_seed(0, f"{STEPS - 1}/3", 1)}
+        settings = {"lora": (*KINDS["lora"], "watch.every=100"), "critic": KINDS["critic"]}  # one of them also watches
+        settings |= {f"{kind}-shards": own for kind, own in settings.items()}
+        settings["served"] = (f"policy.engine.url={engine.url}", "train.checkpointing_steps=100", "watch.every=100")
+        recipes = {name: f"shared.text_recipe(Path(sys.argv[1]), *{own!r})" for name, own in settings.items()}
+        train_two("test_text_train", recipes, whole, sharded=[f"{kind}-shards" for kind in TWICE], fails=["served"])
+    return whole
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_two_processes_learn_the_same(two, kind):
+    assert largest_difference(two / kind, two / f"{kind}-whole") <= 2e-6
+
+
+def test_two_processes_keep_the_same_groups(two):
+    """Rank 0 holds the first two of four groups."""
+    apart, together = groups(two / "critic"), groups(two / "critic-whole")
     assert [r["text"] for r in apart] == [r["text"] for r in together]
-    assert [r["advantage"] for r in apart] == pytest.approx([r["advantage"] for r in together], rel=1e-3)
+    assert [r["advantage"] for r in apart] == pytest.approx([r["advantage"] for r in together], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_shards_learn_the_same(two, kind):
+    one, many = (RunView.open(two / name) for name in (f"{kind}-whole", f"{kind}-shards"))
+    files = {path.name for path in (one.checkpoint() / WEIGHTS).glob("*.safetensors")}
+    assert len(files) == 1 + (kind == "critic") and len(list((many.checkpoint() / FOLDER).glob("*.distcp"))) == 2
+    for name in files:
+        a, b = (load_file(view.checkpoint() / WEIGHTS / name) for view in (one, many))
+        assert a.keys() == b.keys() and max((a[key] - b[key]).abs().max().item() for key in a) <= 5e-6, name
+    for a, b in zip(one.metrics().records[1:], many.metrics().records[1:], strict=True):
+        for name in ("reward/mean", "loss/grad_norm", "sample/length"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+
+
+def test_a_server_that_fails_one_rank_ends_all_with_a_checkpoint(two):
+    """Rank 0, which writes, learns it where rollouts are gathered; both save the last complete step."""
+    view = RunView.open(two / "served")
+    assert view.checkpoints() == [STEPS - 1] and view.metrics().records[-1]["step"] == STEPS - 1
+    said = [(two / "served" / f"failed-{rank}").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and said[0].startswith("4 engine: expected an answer") and ": 400 out of luck" in said[0]
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_sampling(root):

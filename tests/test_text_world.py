@@ -13,10 +13,10 @@ import pytest
 from studio.config import build
 from studio.errors import ConfigError
 from studio.prompts.order import Shuffled
-from studio.prompts.tasks import TaskPrompts
+from studio.prompts.tasks import TaskPrompts, prompts_of, rejected
 from studio.text import world
 from studio.text.tasks import LEVELS, MARK, TASKS
-from studio.text.tasks.arithmetic import columns
+from studio.text.tasks.arithmetic import columns, worked
 from studio.text.tasks.expression import equation_holds, parse
 from studio.text.tasks.problem import answer_of, share_of_places
 from studio.text.tasks.records import read_object
@@ -114,6 +114,56 @@ def test_digits_of_other_scripts_are_no_answer():
     assert not TASKS["addition"].verify(f"{MARK}0{made.info['answer']}", made.info)
     assert answer_of("1 # 2 \n") == "2" and answer_of("#" + "1" * 257) is None
     assert answer_of(MARK + wide) is None and answer_of("#1#1") is None and answer_of("#1\t") is None
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(("task", "level"), EVERY)
+def test_every_mistake_is_wrong_and_looks_like_a_solution(task, level):
+    for seed, made in enumerate(some(task, level, 300)):
+        wrong = TASKS[task].mistake(random.Random(seed), made)
+        assert not TASKS[task].verify(wrong, made.info) and wrong == wrong.strip() and wrong.count(MARK) == 1
+        assert len(wrong) <= len(made.solution) + 8 and (answer_of(wrong) is not None or len(made.info["answer"]) == 1)
+
+
+@pytest.mark.parametrize(
+    ("case", "steps", "number"),
+    [
+        ((58, 67, "+", 0), "8+7=15 5+6=11", 115),  # the carry is forgotten
+        ((52, 13, "+", 0), "2+3=5 5+1+1=7", 75),  # made up
+        ((52, 17, "-", 0), "12-7=5 5-1=4", 45),
+        ((500, 1, "-", 0), "10-1=9 0-0=0 5-0=5", 509),
+        ((52, 51, "-", 0), "2-1=1 15-5-1=9", 91 - 100),  # a borrow from nowhere: no number, so no mistake of ours
+    ],
+)
+def test_slips_by_hand(case, steps, number):
+    assert worked(*case) == (steps, number)
+
+
+def test_mistakes_by_hand():
+    def of(task, text, **info):
+        made = world.Problem(text, "", info, "")
+        return {TASKS[task].mistake(random.Random(seed), made) for seed in range(40)}
+
+    assert of("addition", "58+67=") == {"8+7=15 5+6=11 #115"}
+    assert of("subtraction", "52-51=") == {"2-0=2 5-5=0 #2"}  # no borrow can be
+    assert of("countdown", "", numbers=[2, 2], target=4) == {"2+2=4 #4", "2*2=4 #4"}  # no expression has another value
+    assert of("countdown", "", numbers=[9, 8], target=1) == {"9+8=17 #9+8", "9*8=72 #9*8"}
+    assert of("sorting", "", answer="7 12 12") == {"#12 7 12"} and of("sorting", "", answer="5 5 5") == {"#5 5"}
+    assert of("brackets", "", answer="])") == {"#))", "#})", "#]]", "#]}", "#]"}
+    assert of("json", "", record={"age": 31, "name": "ann"}) == {'#{"age":"31","name":"ann"}', '#{"age":31,"name":"an"}'}
+
+
+def test_problems_come_with_a_pair_of_answers_that_depends_on_the_problem_only():
+    made = some("addition", 2, 1)[0]
+    info = prompts_of([made]).info[0]
+    assert info["chosen"] == made.solution and info["rejected"] == rejected(made) == rejected(made) != made.solution
+    source = TaskPrompts()
+    for name, one in zip(source.held_out(60).key, source.held_out(60).info, strict=True):
+        assert TASKS[one["task"]].verify(one["chosen"], one) and not TASKS[one["task"]].verify(one["rejected"], one), name
+    drawn = build(TaskPrompts, {}).build(3).next(4000)
+    assert max(len(one[side]) for one in drawn.info for side in ("chosen", "rejected")) < 56  # the recipes' limit, with an end
 
 
 # ---- each task by hand

@@ -58,7 +58,7 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, less: bool) 
 
 
 def axis(values: Sequence[float], *, spread: bool = False, least: float = 0.0) -> Axis:
-    """An axis that ends at round values, `least` apart at least; logarithmic when asked to spread positive ones that differ much."""
+    """An axis with round ends, ticks at least `least` apart; logarithmic when asked to spread positive values that differ much."""
     low, high = min(values), max(values)
     if spread and low > 0 and high / low >= DECADES:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

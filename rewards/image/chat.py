@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewards.pictures import as_png
-from rewards.post import Patience, ask, check_url
 from studio.errors import ConfigError, RewardError
+from studio.post import Patience, Service, ask, check_url
 from studio.types import Scores
 
 if TYPE_CHECKING:
@@ -69,13 +68,15 @@ class Chat:
             image = f"data:image/png;base64,{base64.b64encode(as_png(picture)).decode()}"
             content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0} | options
-        where, key = f"reward {self.reward!r}", os.environ.get(KEY)
-        answer = ask([self.url], "/chat/completions", body, token=key, patience=self.patience, where=where)
+        service = Service(
+            f"reward {self.reward!r}", (self.url,), KEY, self.patience, "Check the address and the name of the model."
+        )
+        answer = ask(service, "/chat/completions", body)
         try:
             return answer["choices"][0]
         except (KeyError, IndexError, TypeError) as problem:
             raise RewardError(
-                f"{where}: expected a chat completion, got {str(answer)[:200]}. Check the server at {self.url}."
+                f"{service.where}: expected a chat completion, got {str(answer)[:200]}. Check the server at {self.url}."
             ) from problem
 
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 from rewards.facts import Facts
 from rewards.image.chat import Chat, template_text
 from rewards.image.judge import yes_share
-from rewards.post import Patience
 from rewards.text.given import check_texts
 from studio.errors import ConfigError
+from studio.post import Patience
 from studio.types import Prompts, Scores
 
 PLACES = re.compile(r"\{(prompt|completion|answer)\}")

@@ -1,6 +1,7 @@
 """The table of objectives by name. Strings only: a class is imported when it is used."""
 
 ALGORITHMS: dict[str, str] = {
+    "actor_critic": "studio.algorithms.actor_critic:ActorCritic",
     "adora": "studio.algorithms.adora:ADORA",
     "bapo": "studio.algorithms.bapo:BAPO",
     "bgpo": "studio.algorithms.bgpo:BGPO",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from studio.core import ByLength, Clip, Objective
-from studio.core.advantage import decision_reward
+from studio.core.advantage import decision_reward, row_reward
 from studio.core.masked import group_stats
 from studio.core.segment import has_segment, over_segments, segment_of, segment_sum
+from studio.errors import ShapeError
 from studio.types import Rollout
 
 Prior = Literal["uniform", "linear", "base"]
@@ -62,23 +64,67 @@ class BudgetRelative:
 
     J_s = Σ of the rewards [B, T] in segment s; a thought that ended early keeps its last score at later budgets -> [B, T]
     Rewards [B] are one score: S = 1, the centered advantage of Dr. GRPO.  Answers are rows of their own, in segment 0, whose
-    group is the cut they were asked for at: they get their score minus the mean of their group.
+    group is the cut they were asked for at: they get their score minus the mean of their group.  Rewards [B] of prompts
+    `budgets` are read so, see `at_cuts`.
     """
 
     prior: Prior = "linear"
     baseline: Baseline = "both"
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        reward = decision_reward(rollout, "BRPO")
+        budgets = rollout.prompts.info[0].get("budgets") if len(rollout.prompts) else None
+        if budgets:
+            rollout = at_cuts(rollout, budgets)
+        reward, count = decision_reward(rollout, "BRPO"), budgets["cuts"] if budgets else None
         one = rollout.reward is None or rollout.reward.ndim == 1
         segment = torch.zeros_like(rollout.mask, dtype=torch.int64) if one else segment_of(rollout)
-        score, there = segment_sum(reward, segment, rollout.mask), has_segment(segment, rollout.mask)
+        score, there = segment_sum(reward, segment, rollout.mask, count), has_segment(segment, rollout.mask, count)
         for s in range(1, score.shape[1]):
             score[:, s] = torch.where(there[:, s], score[:, s], score[:, s - 1])
         prior = budget_prior(self.prior, score.shape[1]).to(score.device)
         later, live = returns(score, prior), rollout.mask.any(dim=1)
         group = torch.stack([group_stats(column, rollout.group, live).mean for column in later.unbind(dim=1)], dim=1)
         return over_segments(later - mixed_baseline(score, prior, group, self.baseline), rollout, segment)
+
+
+def at_cuts(rollout: Rollout, budgets: Mapping[str, Any]) -> Rollout:
+    """Blocks of a thought and its answers, with rewards [B] -> the same with rewards [B, T], segments and groups.
+
+    Decision t of a thought is in segment ⌊t/size⌋, size that of the smallest budget; its score J_s is the mean reward of the
+    answers at its end. Those at later cuts of a thought that ended there answer the same question and count with them. A thought
+    without a score somewhere is dead. Answers of one cut of one thought become a group. The layout is that of prompts `budgets`.
+    """
+    rows, steps = rollout.mask.shape
+    cuts, size = budgets["cuts"], budgets["thinking"] // budgets["cuts"]
+    block = 1 + cuts * budgets["answers"]
+    if rows % block:
+        raise ShapeError(f"BRPO: expected blocks of {block} rows, a thought with its answers, got {rows} rows. Keep them together.")
+    row, at = (torch.arange(n, device=rollout.mask.device) for n in (rows, steps))
+    number, inside = row // block, row % block  # of the thought, and 0 for itself
+    part = (at // size).clamp(max=cuts - 1).expand(rows, steps)
+    last = part.masked_fill(~rollout.mask, -1).amax(1)[number * block]  # segment in which the row's thought ended
+    cut = (inside - 1).clamp(min=0) // budgets["answers"]
+    place = number * cuts + torch.where(last < 0, cut, torch.minimum(cut, last))
+    score, known = _means(rollout, place, inside > 0, rows // block * cuts)
+    score, known = (x.view(-1, cuts)[number] for x in (score, known))
+    scored = (known | (torch.arange(cuts, device=at.device) > last[:, None])).all(1)
+    dense = torch.where(at % size == 0, score.gather(1, part), 0.0)  # at the first decision of each segment
+    group = rollout.group.to(at.device)
+    return replace(
+        rollout,
+        reward=torch.where((inside > 0)[:, None], decision_reward(rollout, "BRPO"), dense),
+        mask=rollout.mask & ((inside > 0) | scored)[:, None],
+        segment=part * (inside == 0)[:, None],
+        group=torch.where(inside > 0, group.max() + 1 + place, group),
+    )
+
+
+def _means(rollout: Rollout, place: Tensor, counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Mean reward of the rows at each place that count and have one, and whether there are any -> [size], [size]."""
+    reward, present = (x.to(place.device) for x in row_reward(rollout, "BRPO"))
+    there = (counts & present).double()
+    sums, sizes = (there.new_zeros(size).index_add(0, place, x) for x in (there * reward, there))
+    return sums / sizes.clamp(min=1), sizes > 0
 
 
 @dataclass(frozen=True)

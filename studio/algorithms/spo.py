@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -55,6 +55,13 @@ class SuccessTracker:
         """Counts from rollouts before training.  a = N₀·(s + ½)/(n + 1), b = N₀·(n - s + ½)/(n + 1), N₀ = 1/(1 - least)."""
         scale = 1 / (1 - self.least) / (rollouts + 1)
         self.counts[key] = (scale * (successes + 0.5), scale * (rollouts - successes + 0.5))
+
+    def estimate(self, rewards: Mapping[str, Sequence[float]]) -> None:
+        """`begin` of every prompt from its rewards before training, on the range that all of them show."""
+        shown = [reward for some in rewards.values() for reward in some]
+        low, high = self.seen = min([self.seen[0], *shown]), max([self.seen[1], *shown])
+        for key, some in rewards.items():
+            self.begin(key, sum((reward - low) / (high - low) for reward in some), len(some))
 
     def success(self, key: str) -> float:
         """p; ½ for a prompt that was never seen."""
@@ -125,7 +132,8 @@ class SuccessTracker:
 class SPO:
     """Single-stream policy optimization (arXiv:2509.13232).  Tracked baseline, batch z-score; clip-higher by decision; no KL.
 
-    Use with group_size 1 and many prompts. Not the simple, segment or spectral methods of the same name.
+    Use with group_size 1 and prompts `priority`, which draw by what is tracked and give first estimates. Not the simple, segment
+    or spectral methods of the same name.
     """
 
     low: Annotated[float, Field(gt=0)] = 0.2

@@ -19,7 +19,8 @@ class ExtendedGAE:
     """GAE whose rows may be cut: where the window ended, the state that was reached is worth what the last one was.
 
     δ_t = r_t + γ·V_{t+1} - V_t,  V after the last decision = V of the last decision if the row was cut, else 0 -> [B, T]
-    EGAE, T-PPO (arXiv:2506.15050).  `target` is the Monte-Carlo return (λ = 1); of cut rows nothing is learned from it.
+    EGAE, T-PPO (arXiv:2506.15050).  `target` is the Monte-Carlo return (λ = 1); of cut rows nothing is learned from it, and a
+    reward of the whole row is not theirs yet: it counts when they have ended.  Decisions of earlier windows have no advantage.
     Where the policy recorded what it reached (`rollout.after`) that counts instead.
     """
 
@@ -36,6 +37,7 @@ class ExtendedGAE:
     def __call__(self, rollout: Rollout) -> Tensor:
         if self.done < self.warmup:
             return torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+        rollout = replace(rollout, mask=_fresh(rollout), reward=_earned(rollout))
         if rollout.after is None:
             rollout = replace(rollout, after=self._reached(rollout))
         return GAE(self.gamma, self.lam, self.whiten)(rollout)
@@ -71,13 +73,15 @@ def policy_share(rollout: Rollout, advantage: Tensor) -> Tensor:
 
     The critic's share is 2 minus this one, so one number per decision serves both; 1 everywhere in a batch without cut rows.
     """
-    for_policy, for_critic = by_decision(rollout), _for_critic(rollout)
-    return torch.where(rollout.mask, 2 * for_policy / (for_policy + for_critic), 1.0)
+    for_policy, for_critic = _for_policy(rollout), _for_critic(rollout)
+    share = 2 * for_policy / (for_policy + for_critic)
+    # of earlier windows only the critic learns, and the policy has no advantage there; at 0 they would leave altogether
+    return torch.where(rollout.mask, share.clamp(min=torch.finfo(share.dtype).tiny), 1.0)
 
 
 def for_both(rollout: Rollout) -> Tensor:
-    """The mean of two weightings by decision: over all rows, for the policy, and over the rows that ended, for the critic."""
-    return (by_decision(rollout) + _for_critic(rollout)) / 2
+    """The mean of two weightings by decision: over this window's, for the policy, and over rows that ended, for the critic."""
+    return (_for_policy(rollout) + _for_critic(rollout)) / 2
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,27 @@ class EndedValueLoss(ValueLoss):
         return (2 - credit.gate) * super().__call__(new, rollout, credit)
 
 
+def _for_policy(rollout: Rollout) -> Tensor:
+    return by_decision(replace(rollout, mask=_fresh(rollout)))
+
+
 def _for_critic(rollout: Rollout) -> Tensor:
     return by_decision(replace(rollout, mask=rollout.mask & ~_cut(rollout)[:, None]))
+
+
+def _fresh(rollout: Rollout) -> Tensor:
+    """Decisions of this window: those behind the tokens that info["window"] says were written before -> [B, T] bool."""
+    before = [len(info["window"]["token"]) if "window" in info else 0 for info in rollout.prompts.info]
+    if not any(before):
+        return rollout.mask
+    at = torch.arange(rollout.mask.shape[1], device=rollout.mask.device)
+    return rollout.mask & (at >= torch.tensor(before, device=at.device)[:, None])
+
+
+def _earned(rollout: Rollout) -> Tensor | None:
+    """Rewards [B] of rows that ended, 0 of cut ones; rewards by decision [B, T] as they are."""
+    reward = rollout.reward
+    return reward if reward is None or reward.ndim == 2 else torch.where(_cut(rollout).to(reward.device), 0.0, reward)
 
 
 def _cut(rollout: Rollout) -> Tensor:
@@ -101,9 +124,9 @@ def _cut(rollout: Rollout) -> Tensor:
 class TPPO:
     """T-PPO (arXiv:2506.15050).  EGAE on all decisions of the window, clip; value loss on the rows that ended, by decision.
 
-    A *reconstruction* from the paper's summaries.  The mask says which decisions were taken in this window; a policy that
-    masks cut rows altogether (train_cut of text) leaves plain PPO. Earlier windows of a row that has ended since are dead for
-    the critic as well.  Give the critic a head start (warmup), or cut rows carry next to no signal.
+    A *reconstruction* from the paper's summaries.  With prompts `windows` a cut row goes on in the next iteration: the policy
+    learns from the tokens of this window, the critic from all tokens of rows that ended. A policy that masks cut rows
+    altogether (train_cut of text) leaves plain PPO.  Give the critic a head start (warmup), or cut rows carry next to no signal.
     """
 
     clip: Annotated[float, Field(gt=0)] = 0.2

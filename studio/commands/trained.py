@@ -124,18 +124,26 @@ def serve(
 @app.command(context_settings=OVERRIDES)
 def pretrain(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="shapes or text")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the models and their card; default: the name.")] = None,
+    recipe: Annotated[str, typer.Argument(help="shapes, text or masked-text")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Default: the name, for masked-text studio/text/masked_model."),
+    ] = None,
 ) -> None:
     """How the bundled models were made: train them again from a seed."""
     from importlib import import_module
 
     from studio.config import apply_overrides, build
 
-    places = {"shapes": "flows.shapes.pretrain", "text": "studio.text.pretrain"}
+    places = {  # name -> module, folder
+        "shapes": ("flows.shapes.pretrain", "shapes"),
+        "text": ("studio.text.pretrain", "text"),
+        "masked-text": ("studio.text.masked_pretrain", "studio/text/masked_model"),
+    }
     if recipe not in places:
-        raise ConfigError(f"pretrain: expected {' or '.join(places)}, got {recipe!r}. These are the bundled worlds.")
-    module, folder = import_module(places[recipe]), out or Path(recipe)
+        raise ConfigError(f"pretrain: expected {', '.join(places)}, got {recipe!r}. These are the bundled models.")
+    place, folder = places[recipe][0], out or Path(places[recipe][1])
+    module = import_module(place)
     folder.mkdir(parents=True, exist_ok=True)
     module.pretrain(folder, build(module.Pretrain, apply_overrides({}, ctx.args), where="pretrain"), say)
     print(folder)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from studio.core.declare import Adaptive, Span, name_of, needs_of, span_of, widest
+from studio.core.declare import Adaptive, Span, check_memory, name_of, needs_of, span_of, widest
 from studio.core.ratio import decision_ratio
 from studio.core.regularizer import LIMIT
 from studio.core.stats import MEASURED, MOVED, ratio_sums
@@ -47,6 +47,7 @@ class Objective:
             raise ConfigError(
                 f"Objective: a critic needs an advantage with target(rollout), got {name_of(self.advantage)}. Use GAE."
             )
+        check_memory(self.slots())
 
     @property
     def needs(self) -> frozenset[str]:

@@ -17,15 +17,15 @@ def segment_of(rollout: Rollout) -> Tensor:
     return expect(rollout.segment, "B T", name="segment", B=rows, T=steps).masked_fill(~rollout.mask, 0)
 
 
-def segment_sum(x: Tensor, segment: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the live decisions of each part.  x, segment, mask [B, T] -> [B, S], S parts in the longest row."""
-    count = int(segment.max()) + 1 if segment.numel() else 1
+def segment_sum(x: Tensor, segment: Tensor, mask: Tensor, count: int | None = None) -> Tensor:
+    """Sum over the live decisions of each part.  x, segment, mask [B, T] -> [B, S], S = `count` or parts in the longest row."""
+    count = count or (int(segment.max()) + 1 if segment.numel() else 1)
     return x.new_zeros(len(x), count).scatter_add_(1, segment, torch.where(mask, x, 0))
 
 
-def has_segment(segment: Tensor, mask: Tensor) -> Tensor:
+def has_segment(segment: Tensor, mask: Tensor, count: int | None = None) -> Tensor:
     """Whether a row has live decisions in a part.  [B, T] -> [B, S] bool."""
-    return segment_sum(torch.ones_like(segment), segment, mask) > 0
+    return segment_sum(torch.ones_like(segment), segment, mask, count) > 0
 
 
 def over_segments(x: Tensor, rollout: Rollout, segment: Tensor) -> Tensor:

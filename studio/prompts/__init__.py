@@ -7,5 +7,8 @@ PROMPTS = {
     "edit": "studio.prompts.edit:EditPrompts",
     "dataset": "studio.prompts.dataset:DatasetPrompts",
     "tasks": "studio.prompts.tasks:TaskPrompts",
+    "priority": "studio.prompts.priority:PriorityPrompts",
+    "windows": "studio.prompts.windows:WindowPrompts",
+    "budgets": "studio.prompts.budgets:BudgetPrompts",
     "shapes": "flows.shapes.prompts:ShapesPrompts",
 }

@@ -21,7 +21,10 @@ TRIES = 50  # draws per wanted problem before a small world counts as exhausted
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """Problems of the named tasks; info holds what the reward `task` needs, with `answer` and `solution`."""
+    """Problems of the named tasks; info holds what the reward `task` needs, with `answer` and `solution`.
+
+    Also the two answers of a preference pair: `chosen`, the solution, and `rejected`, which a plausible mistake makes wrong.
+    """
 
     tasks: tuple[str, ...] | dict[str, float] = ()  # names, or names with their shares; empty = all alike
     difficulty: int | tuple[int, ...] | dict[str, int] | None = None  # 1 to 4; None = what suits the bundled model, per task
@@ -106,7 +109,16 @@ def prompts_of(some: Iterable[world.Problem], instructions: bool = False) -> Pro
     """Prompts keyed by the problem itself, so that its history outlives another wording."""
     some = list(some)
     texts = [f"{world.TASKS[made.info['task']].rule}\n{made.text}" if instructions else made.text for made in some]
-    return Prompts(texts, [made.text for made in some], [made.info for made in some])
+    infos: list[Mapping[str, Any]] = [made.info | {"chosen": made.solution, "rejected": rejected(made)} for made in some]
+    return Prompts(texts, [made.text for made in some], infos)
+
+
+def rejected(made: world.Problem) -> str:
+    """A wrong completion that looks right at first sight; the same for the same problem. The task's verifier has the last word."""
+    task, draws = world.TASKS[made.info["task"]], random.Random(f"tasks-mistake-{made.text}")
+    while task.verify(wrong := task.mistake(draws, made), made.info):
+        pass
+    return wrong
 
 
 def distinct(

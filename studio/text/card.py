@@ -1,4 +1,4 @@
-"""The card that lies beside the bundled language model and says how it was made and what it can do."""
+"""The card that lies beside a bundled language model and says how it was made and what it can do."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from studio.text import world
 
 PACKAGES = ("torch", "transformers", "tokenizers")
 
 
-def write_card(folder: Path, settings: Any, rates: Mapping[str, Mapping[int, float]], seconds: float) -> None:
+class About(NamedTuple):
+    """What is said of one model and not of another."""
+
+    tag: str  # the Hub's pipeline tag
+    title: str
+    what: str
+    name: str  # of `studio pretrain`
+    use: str
+
+
+def write_card(folder: Path, about: About, settings: Any, rates: Mapping[str, Mapping[int, float]], seconds: float) -> None:
     """README.md of the weights: their making, pass rates, settings, versions and limits. A pure function of its arguments."""
     settled = {name: value for name, value in asdict(settings).items() if name not in ("weights", "levels")}
     rows = "\n".join(f"| {name} | {value} |" for name, value in settled.items())
@@ -29,26 +39,21 @@ def write_card(folder: Path, settings: Any, rates: Mapping[str, Mapping[int, flo
         f"""---
 license: apache-2.0
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {about.tag}
 ---
 
-# The bundled language model
+# {about.title}
 
-A `LlamaForCausalLM` of characters that solves small problems half-heartedly: often enough that reinforcement learning has
-something to reward, rarely enough that it has something to gain.
+{about.what}
 
-It was trained from random weights by `studio pretrain text`, on problems and solutions made by `studio/text/world.py`; no data
-and no weights from elsewhere. Problems whose hash falls into the held-out eighth were never seen. Made in
+It was trained from random weights by `studio pretrain {about.name}`, on problems and solutions made by `studio/text/world.py`; no
+data and no weights from elsewhere. Problems whose hash falls into the held-out eighth were never seen. Made in
 {seconds / 60:.0f} minutes with {versions}.
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("studio/text/model")
-    tokenizer = AutoTokenizer.from_pretrained("studio/text/model")
-    asked = tokenizer("347+958=", return_tensors="pt")
-    print(tokenizer.decode(model.generate(**asked)[0], skip_special_tokens=True))  # 347+958=7+8=15 4+5+1=10 3+9+1=13 #1305
+{about.use}
 
-A completion is working, the mark `#`, the answer, and the end token. Share of completions at temperature 1 that are right, on
-{settings.test} held-out problems of each kind; levels that it was not trained on are there to be learned:
+Share of completions at temperature 1 that are right, on {settings.test} held-out problems of each kind; levels that it was not
+trained on are there to be learned:
 
 | task | share of the training problems | levels trained | {" | ".join(levels)} |
 |---|---|---|{"---|" * len(levels)}

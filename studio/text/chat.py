@@ -38,7 +38,6 @@ class Reader:
             )
         self.end: list[int] = [tokenizer.eos_token_id]
         self._known: dict[str, Tensor] = {}
-        self._tail = 4 + max((len(stop) for stop in sampling.stop), default=0)  # tokens in which a stop string ends
 
     def read(self, prompts: Prompts) -> list[Tensor]:
         """Token ids [P_b] of every prompt; `prompt_used` of its info takes the place of the text, as with hints."""
@@ -72,10 +71,12 @@ class Reader:
         lengths = (done.length - ended.long()).tolist()
         return replace(rows, info=[{**info, "tokens": length} for info, length in zip(rows.info, lengths, strict=True)])
 
-    def ends(self, rows: Sequence[Tensor]) -> list[bool]:
-        """Whether one of the stop strings is complete at the end of each row's tokens."""
-        tails = [self.tokenizer.decode(row[-self._tail :].tolist(), skip_special_tokens=True) for row in rows]
-        return [any(stop in tail for stop in self.sampling.stop) for tail in tails]
+    def ends(self, rows: Sequence[Tensor], more: Sequence[str] = ()) -> list[bool]:
+        """Whether one of the stop strings, or of `more`, is complete at the end of each row's tokens."""
+        stops = (*self.sampling.stop, *more)
+        length = 4 + max((len(stop) for stop in stops), default=0)  # tokens in which a stop string ends
+        tails = [self.tokenizer.decode(row[-length:].tolist(), skip_special_tokens=True) for row in rows]
+        return [any(stop in tail for stop in stops) for tail in tails]
 
     def _tokens(self, text: str) -> Tensor:
         if text not in self._known:

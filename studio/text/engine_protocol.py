@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from studio.text.engine import Engine, EngineError, ask, short
+from studio.post import ask
+from studio.text.engine import Engine, EngineError, short
 
 # nothing cuts the distribution, whatever the model's own settings say
 FULL = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -34,7 +35,7 @@ class Answered(NamedTuple):
 
 def complete(engine: Engine, asked: Asked) -> Answered:
     """One completion; EngineError for no answer, or one that does not hold what was asked for."""
-    answer = ask(engine, *(_vllm_body(asked) if engine.kind == "vllm" else _sglang_body(asked)))
+    answer = ask(engine.service, *(_vllm_body(asked) if engine.kind == "vllm" else _sglang_body(asked)))
     try:
         token, logp, reason, read = _vllm_answer(answer) if engine.kind == "vllm" else _sglang_answer(answer)
     except (KeyError, IndexError, TypeError, ValueError) as problem:

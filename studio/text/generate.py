@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from studio.text.cache import buffers, take
-from studio.text.head import said_of
+from studio.text.draw import draw
+from studio.text.head import Said, Softmax
 from studio.text.network import TokenNetwork
 
 LEAVE = 0.125  # share of finished rows from which on the others are gathered into a smaller batch
@@ -67,15 +68,17 @@ def generate(
     every = 1 if device.type == "cpu" or ends or answers else GLANCE
     for t in range(limit):
         logits, value = batch.answer
-        token = torch.where(forced[rows, t] >= 0, forced[rows, t], draw(logits, uniform[rows, t], greedy=temperature == 0))
-        kept.write(rows, t, token, logits, value, forced[rows, t] < 0, ~done[rows])
-        done[rows] |= torch.isin(token, stops) & (forced[rows, t] < 0)
+        softmax, free = Softmax(logits), forced[rows, t] < 0
+        drawn = draw(softmax.logits, uniform[rows, t], greedy=temperature == 0, weight=softmax.weight)
+        token = torch.where(free, drawn, forced[rows, t])
+        kept.write(rows, t, token, softmax.say(token, tempered=tempered), value, free, ~done[rows])
+        done[rows] |= torch.isin(token, stops) & free
         if ends or answers:
-            free = rows[~done[rows] & (forced[rows, t] < 0)].tolist()  # an answer is neither an end nor a call
-            written = [kept.token[row, : t + 1] for row in free]
-            for row, over in zip(free, ends(written) if ends else (), strict=bool(ends)):
+            writing = rows[~done[rows] & free].tolist()  # an answer is neither an end nor a call
+            written = [kept.token[row, : t + 1] for row in writing]
+            for row, over in zip(writing, ends(written) if ends else (), strict=bool(ends)):
                 done[row] |= over
-            for row, told in zip(free, answers(written) if answers else (), strict=bool(answers)):
+            for row, told in zip(writing, answers(written) if answers else (), strict=bool(answers)):
                 if told is not None:
                     until = min(limit, t + 1 + len(told))
                     forced[row, t + 1 : until] = told[: until - t - 1].to(device)
@@ -91,19 +94,6 @@ def generate(
             rows, token = rows[alive], token[alive]
         batch.feed(token, alive)
     return kept.finish(~done)
-
-
-def draw(logits: Tensor, uniform: Tensor, *, greedy: bool = False) -> Tensor:
-    """Token by the inverse of the distribution function: the first whose cumulated probability exceeds u -> [N] int64.
-
-    logits [N, V] float32, uniform [N] in [0, 1).  One random number a token, whatever the vocabulary.
-    """
-    if greedy:
-        return logits.argmax(-1)
-    cumulated = logits.softmax(-1).cumsum(-1)
-    wanted = (uniform * cumulated[:, -1]).to(cumulated.dtype)
-    index = torch.searchsorted(cumulated, wanted[:, None], right=True)[:, 0]
-    return index.clamp(max=logits.shape[1] - 1)
 
 
 def put_beside(
@@ -184,10 +174,7 @@ class _Kept:
         self.value, self.tempered = (zeros() if critic else None), (zeros(3) if tempered else None)
         self.sampled, self.lived = zeros(dtype=torch.bool), zeros(dtype=torch.bool)
 
-    def write(
-        self, rows: Tensor, t: int, token: Tensor, logits: Tensor, value: Tensor | None, sampled: Tensor, alive: Tensor
-    ) -> None:
-        said = said_of(logits, token, tempered=self.tempered is not None)
+    def write(self, rows: Tensor, t: int, token: Tensor, said: Said, value: Tensor | None, sampled: Tensor, alive: Tensor) -> None:
         self.token[rows, t] = torch.where(alive, token, 0)
         self.logp[rows, t] = torch.where(alive, said.logp, 0.0)
         self.entropy[rows, t] = torch.where(alive, said.entropy, 0.0)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from studio.text.engine import Engine, EngineError, ask, short
+from studio.post import ask
+from studio.text.engine import Engine, EngineError, short
 
 
 class Handover:
@@ -68,7 +69,7 @@ def served_model(engine: Engine) -> str:
     """The name to ask for: the option, or the first model that a vLLM server lists; SGLang serves one, and asks for none."""
     if engine.model or engine.kind == "sglang":
         return engine.model if engine.kind == "vllm" else ""
-    answer = ask(engine, "/v1/models", None)
+    answer = ask(engine.service, "/v1/models")
     try:
         return str(answer["data"][0]["id"])
     except (KeyError, IndexError, TypeError) as problem:
@@ -79,7 +80,7 @@ def served_model(engine: Engine) -> str:
 
 def tell(engine: Engine, path: str, body: Mapping[str, Any]) -> None:
     """A request whose answer says no more than whether it worked."""
-    answer = ask(engine, path, body, plain=True)
+    answer = ask(engine.service, path, body, plain=True)
     if isinstance(answer, dict) and answer.get("success") is False:
         raise EngineError(
             f"engine {engine.url}{path}: expected the weights to be loaded, got {short(answer)}. Check that the server sees "

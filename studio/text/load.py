@@ -28,7 +28,9 @@ def build_policy(model: Language, sampling: Sampling, provides: frozenset[str], 
     elif model.dtype != "float32":
         lm.float()  # what is trained stays float32
     network = TokenNetwork(lm, critic="value" in provides, recompute=model.gradient_checkpointing).to(device)
-    return TokenPolicy(network, tokenizer, sampling, provides=provides, lora=model.train == "lora", engine=engine)
+    policy = TokenPolicy(network, tokenizer, sampling, provides=provides, lora=model.train == "lora", engine=engine)
+    policy.writer.uneven = engine is None  # what a server wrote is replayed in equally many forwards on every rank
+    return policy
 
 
 def load_model(model: Language) -> tuple[Any, Any]:

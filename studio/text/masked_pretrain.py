@@ -1,22 +1,22 @@
-"""How a small masked-diffusion language model is made: filling in masked tokens of solved problems, from one seed."""
+"""How the bundled masked-diffusion language model was made: filling in masked tokens of solved problems, from one seed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from studio.text import world
+from studio.text.card import About, write_card
 from studio.text.masked_diffusion import MaskTrace, matching_error
 from studio.text.masked_network import MaskedNetwork
-from studio.text.pretrain import TEST_SEED, Rates, Report, batches, rate_at
+from studio.text.teach import Rates, Report, check_tasks, leave, pass_rates, teach
 from studio.text.tokenizer import LENGTH, build_tokenizer
 from studio.text.unmask import unmask
 
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 
 MASK = "<mask>"
+SHOWN = 40  # times the loss is told on the way
+ABOUT = About(
+    "fill-mask",
+    "The bundled masked-diffusion language model",
+    "A `ModernBertForMaskedLM` of characters that solves small problems half-heartedly, by filling in masks.",
+    "masked-text",
+    """\
+Its completions are made by filling in masks block by block (`limit`, `block` and `steps` below), in a recipe by the policy
+`masked_text`. A completion is working, the mark `#`, the answer, and end tokens up to the limit.""",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Pretrain:
 
 def pretrain(folder: Path, settings: Pretrain, report: Report = print) -> Rates:
     """Train and write model, tokenizer and card into `folder`; the pass rates at the end."""
+    check_tasks(settings)
     torch.manual_seed(settings.seed)
     started = time.monotonic()
     tokenizer = masked_tokenizer()
@@ -56,12 +67,9 @@ def pretrain(folder: Path, settings: Pretrain, report: Report = print) -> Rates:
     report(f"{sum(p.numel() for p in network.parameters()):,} parameters, {settings.tokens:,} tokens")
     train(network, tokenizer, settings, report)
     seconds = time.monotonic() - started
-    rates = pass_rates(network, tokenizer, settings)
-    network.lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_card(folder, settings, rates, seconds)
-    for task, levels in rates.items():
-        report(f"{task}: " + ", ".join(f"level {level} {rate:.2f}" for level, rate in levels.items()))
+    rates = pass_rates(partial(complete, network, tokenizer, settings), settings.weights, settings.test)
+    leave(folder, network.lm, tokenizer, rates, report)
+    write_card(folder, ABOUT, settings, rates, seconds)
     report(f"done in {time.monotonic() - started:.0f} s")
     return rates
 
@@ -97,28 +105,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast, settings: Pretrain) -> Moder
 
 
 def train(network: MaskedNetwork, tokenizer: PreTrainedTokenizerFast, settings: Pretrain, report: Report) -> None:
-    """AdamW with warm-up and cosine until the budget of tokens is read."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
-    pad: Any = tokenizer.pad_token_id
-    end: Any = tokenizer.eos_token_id
-    read = step = shown = 0
-    for tokens, labels in batches(tokenizer, settings, settings.weights):  # type: ignore[arg-type]
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate_at(read / settings.tokens, settings.warmup)
-        loss = masked_loss(network, tokens, labels, settings.limit, end)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        read, step = read + int(tokens.ne(pad).sum()), step + 1
-        if read * 40 // settings.tokens > shown or read >= settings.tokens:
-            shown = read * 40 // settings.tokens
-            report(f"step {step}, {read:,} tokens, loss {loss.item():.4f}")
-        if read >= settings.tokens:
-            break
+    """Until the budget of tokens is read."""
+    shown, end = 0, cast(int, tokenizer.eos_token_id)
+    loss = partial(masked_loss, network, limit=settings.limit, end=end)
+    for done in teach(network, tokenizer, settings, settings.weights, loss):
+        if done.read * SHOWN // settings.tokens > shown or done.read >= settings.tokens:
+            shown = done.read * SHOWN // settings.tokens
+            report(f"step {done.step}, {done.read:,} tokens, loss {done.loss:.4f}")
+    network.eval()
 
 
 def masked_loss(network: MaskedNetwork, tokens: Tensor, labels: Tensor, limit: int, end: int) -> Tensor:
@@ -139,54 +133,12 @@ def masked_loss(network: MaskedNetwork, tokens: Tensor, labels: Tensor, limit: i
     return matching_error(network, network.mask, trace, torch.arange(rows), torch.zeros(rows, dtype=torch.long)).mean()
 
 
-def pass_rates(network: MaskedNetwork, tokenizer: PreTrainedTokenizerFast, settings: Pretrain) -> Rates:
-    """Share of completions at temperature 1 that verify, on the same held-out problems for every seed."""
-    rates: Rates = {}
-    for task in settings.weights:
-        for level in world.LEVELS:
-            source = world.problems(TEST_SEED, {task: 1.0}, {task: (level,)}, test=True)
-            some = list(islice(source, settings.test))
-            texts = complete(network, tokenizer, [made.text for made in some], settings)
-            right = [world.TASKS[task].verify(text, made.info) for text, made in zip(texts, some, strict=True)]
-            rates.setdefault(task, {})[level] = sum(right) / len(right)
-    return rates
-
-
-def complete(network: MaskedNetwork, tokenizer: PreTrainedTokenizerFast, asked: Sequence[str], settings: Pretrain) -> list[str]:
+def complete(network: MaskedNetwork, tokenizer: PreTrainedTokenizerFast, settings: Pretrain, asked: list[str]) -> list[str]:
     """One completion of each prompt at temperature 1."""
-    prompts = [torch.tensor(ids) for ids in tokenizer(list(asked)).input_ids]
+    prompts = [torch.tensor(ids) for ids in tokenizer(asked).input_ids]
     end: Any = tokenizer.eos_token_id
     pad: Any = tokenizer.pad_token_id
     how: dict[str, Any] = {"limit": settings.limit, "block": settings.block, "steps": settings.steps, "end": [end], "pad": pad}
     done = unmask(network.eval(), prompts, range(len(prompts)), **how)
     written = [row[:length].tolist() for row, length in zip(done.token, done.length, strict=True)]
     return tokenizer.batch_decode(written, skip_special_tokens=True)
-
-
-def write_card(folder: Path, settings: Pretrain, rates: Rates, seconds: float) -> None:
-    """README.md of the weights: what they are, and what they can do."""
-    levels = " | ".join(f"level {level}" for level in world.LEVELS)
-    rows = "\n".join(f"| {task} | " + " | ".join(f"{found[level]:.2f}" for level in found) + " |" for task, found in rates.items())
-    (folder / "README.md").write_text(
-        f"""---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: fill-mask
----
-
-# A small masked-diffusion language model
-
-A `ModernBertForMaskedLM` of characters that solves small problems half-heartedly, by filling in masks. It was trained from random
-weights by `studio pretrain masked-text` on problems made by `studio/text/world.py`, in {seconds / 60:.0f} minutes.
-
-Share of completions at temperature 1 that are right, on {settings.test} held-out problems of each kind, {settings.limit} tokens in
-blocks of {settings.block} with {settings.steps} network calls each:
-
-| task | {levels} |
-|---|{"---|" * len(world.LEVELS)}
-{rows}
-
-Limits: it knows nothing but these tasks and no character beyond ASCII. License: Apache-2.0, as the project.
-""",
-        encoding="utf-8",
-    )

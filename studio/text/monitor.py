@@ -48,13 +48,16 @@ class Monitor:
 @torch.no_grad()
 def means(policy: TokenPolicy, rollout: Rollout) -> tuple[float, float]:
     """Mean top-k mass and entropy over the live decisions, `BUDGET` logits at a time."""
-    live = rollout.mask.nonzero()
-    size = max(1, BUDGET // policy.model.lm.get_output_embeddings().weight.shape[0])
+    rows, steps = rollout.mask.shape
+    size = max(1, BUDGET // policy.model.lm.get_output_embeddings().weight.shape[0] // steps)
     mass = entropy = 0.0
-    for rows in live[:, 0].unique().split(max(1, size // max(1, rollout.mask.shape[1]))):
-        found = top_k_mass_and_entropy(policy.logits(rollout.at(rows)), K)
-        mass, entropy = mass + found.mass.sum().item(), entropy + found.entropy.sum().item()
-    return mass / max(1, len(live)), entropy / max(1, len(live))
+    for at in range(0, rows, size):  # dead rows too: every process takes part in every call
+        part = rollout.at(slice(at, at + size))
+        found = top_k_mass_and_entropy(policy.logits(part), K)
+        if part.mask.any():
+            mass, entropy = mass + found.mass.sum().item(), entropy + found.entropy.sum().item()
+    count = max(1, int(rollout.mask.sum()))
+    return mass / count, entropy / count
 
 
 @torch.no_grad()

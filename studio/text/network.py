@@ -60,6 +60,6 @@ class TokenNetwork(nn.Module):
         head = self.lm.get_output_embeddings()
         if chosen is None:
             logits = head(hidden).float()
-            return Heard(logits if temperature == 1 else logits / temperature, None, None, None, value)
+            return Heard(logits if temperature == 1 else logits.div_(temperature), None, None, None, value)
         said = token_logp(hidden, head.weight, chosen, head.bias, temperature=temperature, tempered=tempered)
         return Heard(None, said.logp, said.entropy, said.tempered, value)

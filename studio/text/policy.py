@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from studio.text.budgets import thoughts_and_answers
 from studio.text.engine import Engine
 from studio.text.generate import Generated, generate, put_beside
 from studio.text.given import answer_tokens, beginnings, check_pairs, pair_answers
@@ -19,6 +21,7 @@ from studio.text.remote import generate_remotely
 from studio.text.sampling import Sampling
 from studio.text.tokens import pack, trace_of
 from studio.text.tools import ToolUser
+from studio.text.windows import next_window
 from studio.text.writer import Writer
 from studio.types import Credit, Evaluation, Prompts, Rollout
 
@@ -62,14 +65,17 @@ class TokenPolicy:
         finished: Callable[[Prompts, list[str]], None] | None = None,
         micro: int | None = None,
     ) -> Rollout:
-        """One completion a row with what was said of every token; `finished` sees every part of them as it is done."""
-        prompts = self.reader.read(rows)
+        """One completion a row with what was said of every token; `finished` sees every part of them as it is done.
+
+        Parts are of `sampling.batch` rows, or of `micro`.
+        """
+        prompts, size = self.reader.read(rows), self.sampling.batch or micro or len(rows)
         if self._handover is not None:
             self._served = self._handover.at(step, self.save)
         answers = pair_answers(rows, group) if self.sampling.pairs else [None] * len(rows)
         done, texts = [], []
-        for at in range(0, len(rows), micro or len(rows)):
-            cut = range(at, min(at + (micro or len(rows)), len(rows)))
+        for at in range(0, len(rows), size):
+            cut = range(at, min(at + size, len(rows)))
             done.append(self._part(rows.take(cut), [prompts[i] for i in cut], [seeds[i] for i in cut], [answers[i] for i in cut]))
             texts += self.reader.texts(done[-1])
             if finished is not None:
@@ -139,7 +145,11 @@ class TokenPolicy:
         self.writer.check_room(prompts)
 
     def _part(self, rows: Prompts, prompts: list[Tensor], seeds: list[int], answers: list[str | None]) -> Generated:
-        """Completions of these rows: answers that are given, and the others drawn."""
+        """Completions of these rows: answers that are given, and the others drawn, as the prompt source says in their info."""
+        if "window" in rows.info[0]:
+            return next_window(self._drawn, rows, prompts, seeds, self.sampling.limit)
+        if "budgets" in rows.info[0]:
+            return thoughts_and_answers(self._drawn, self.tokenizer, rows, prompts, seeds, self.sampling.limit)
         free = [i for i, answer in enumerate(answers) if answer is None]
         begin: list[Tensor] = []
         if self.sampling.roll_in:
@@ -168,7 +178,21 @@ class TokenPolicy:
                     old[rows] = new
         return replace(rollout, given=given)
 
-    def _ask(self, prompts: Sequence[Tensor], seeds: Sequence[int], temperature: float, begin: Sequence[Tensor] = ()) -> Generated:
+    def _drawn(self, prompts: Sequence[Tensor], seeds: Sequence[int], limit: int, stop: Sequence[str]) -> Generated:
+        """Training completions of at most `limit` tokens, which these strings end as well."""
+        write = self._write if self.engine is None else self._ask
+        return write(prompts, seeds, self.sampling.temperature, limit=limit, stop=stop)
+
+    def _ask(
+        self,
+        prompts: Sequence[Tensor],
+        seeds: Sequence[int],
+        temperature: float,
+        begin: Sequence[Tensor] = (),
+        *,
+        limit: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generated:
         """The same, written by the server; its own likelihoods stand in `engine`."""
         assert self.engine is not None
         done, said = generate_remotely(
@@ -177,28 +201,35 @@ class TokenPolicy:
             seeds,
             self.engine,
             model=self._served,
-            limit=self.sampling.limit,
+            limit=limit or self.sampling.limit,
             end=self.reader.end,
             temperature=temperature,
             tempered=self.tempered,
             begin=begin,
-            stop=self.sampling.stop,
+            stop=[*self.sampling.stop, *stop],
         )
         return replace(done, engine=said)
 
     def _write(
-        self, prompts: Sequence[Tensor], seeds: Sequence[int], temperature: float, begin: Sequence[Tensor] = ()
+        self,
+        prompts: Sequence[Tensor],
+        seeds: Sequence[int],
+        temperature: float,
+        begin: Sequence[Tensor] = (),
+        *,
+        limit: int | None = None,
+        stop: Sequence[str] = (),
     ) -> Generated:
         return generate(
             self.model,
             prompts,
             seeds,
-            limit=self.sampling.limit,
+            limit=limit or self.sampling.limit,
             end=self.reader.end,
             temperature=temperature,
             tempered=self.tempered,
             begin=begin,
-            ends=self.reader.ends if self.sampling.stop else None,
+            ends=partial(self.reader.ends, more=stop) if self.sampling.stop or stop else None,
             answers=self._tools.answers if self._tools else None,
         )
 

@@ -29,6 +29,7 @@ class Sampling:
     """Nothing cuts the distribution (no top-k, no top-p): what is trained is what was drawn from."""
 
     limit: Annotated[int, Field(ge=1)] = 64  # tokens of a completion
+    batch: Annotated[int, Field(ge=1)] | None = None  # completions written at a time; None = as many as are replayed at a time
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of rollouts; likelihoods are taken at it
     eval_temperature: Annotated[float, Field(ge=0)] = 1.0  # 0 = the likeliest token
     stop: list[str] = field(default_factory=list)  # strings that end a completion, besides the model's own end

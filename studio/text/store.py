@@ -18,7 +18,7 @@ def save_weights(network: TokenNetwork, tokenizer: Any, folder: Path, *, lora: b
     """Every rank of a sharded run must call this, as whole tensors are gathered; `write` on one of them."""
     from safetensors.torch import save_file
 
-    whole = {name: _whole(value) for name, value in network.state_dict().items()}
+    whole = _whole(network)
     if not write:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,5 +57,9 @@ def load_weights(network: TokenNetwork, folder: Path, *, lora: bool) -> None:
         network.critic.load_state_dict(load_file(folder / CRITIC))
 
 
-def _whole(value: Any) -> Any:
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value.detach().cpu()
+def _whole(network: TokenNetwork) -> dict[str, Any]:
+    """The state by name, on the CPU. Tied weights stay one tensor, so that a file has them once."""
+    named = network.state_dict(keep_vars=True)
+    own = {id(value): value for value in named.values()}
+    moved = {key: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for key, v in own.items()}
+    return {name: moved[id(value)] for name, value in named.items()}

@@ -22,6 +22,8 @@ Write = Callable[[Sequence[Tensor], Sequence[int], float], Any]  # prompts, seed
 class Writer:
     """A network with a tokenizer; how it writes, and what it says of what was written, is its policy's."""
 
+    uneven = True  # rows end when they end: ranks make different numbers of forwards while they sample
+
     def __init__(self, network: Any, tokenizer: Any, sampling: Any, write: Write, *, lora: bool = False) -> None:
         self.model, self.sampling, self.lora, self.write = network, sampling, lora, write
         self.tokenizer, self.reader = tokenizer, Reader(tokenizer, sampling)

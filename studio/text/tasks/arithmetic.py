@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from studio.text.tasks.problem import Info, Problem, answer_of, problem, share_of_places
+from studio.text.tasks.problem import Info, Problem, answer_of, in_full, problem, share_of_places
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,25 @@ class Arithmetic:
         """Share of right digits, counted from the last."""
         return share_of_places((answer_of(completion) or "")[::-1], info["answer"][::-1])
 
+    def mistake(self, rng: random.Random, made: Problem) -> str:
+        """A carry forgotten or made up, with what follows from it; where no borrow can be, the second number read as one less."""
+        first, second = (int(number) for number in made.text.removesuffix("=").split(self.sign))
+        slips = [worked(first, second, self.sign, place) for place in range(len(str(first)) - 1)]
+        slips = [slip for slip in slips if slip[1] >= 0] or [worked(first, second - 1, self.sign)]
+        working, number = rng.choice(slips)
+        return in_full(working, str(number))
+
 
 def columns(first: int, second: int, sign: str) -> str:
     """The written-out working: one equation per column from the right; first >= second for a difference."""
+    return worked(first, second, sign)[0]
+
+
+def worked(first: int, second: int, sign: str, slip: int | None = None) -> tuple[str, int]:
+    """The working, and the number that it leads to; after column `slip` from the right, a carry is forgotten or made up."""
     width = max(len(str(first)), len(str(second)))
-    carry, steps = 0, []
-    for a, b in zip(reversed(f"{first:0{width}}"), reversed(f"{second:0{width}}"), strict=True):
+    carry, steps, number = 0, [], 0
+    for place, (a, b) in enumerate(zip(reversed(f"{first:0{width}}"), reversed(f"{second:0{width}}"), strict=True)):
         carried = f"{sign}1" if carry else ""
         if sign == "+":
             result = int(a) + int(b) + carry
@@ -56,7 +69,9 @@ def columns(first: int, second: int, sign: str) -> str:
             result = int(a) - int(b) - carry
             carry = int(result < 0)
             steps.append(f"{int(a) + 10 * carry}-{b}{carried}={result + 10 * carry}")
-    return " ".join(steps)
+        number += result % 10 * 10**place
+        carry = 1 - carry if place == slip else carry
+    return " ".join(steps), number + (carry if sign == "+" else -carry) * 10**width
 
 
 def _number(rng: random.Random, digits: int) -> int:

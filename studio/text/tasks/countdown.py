@@ -6,9 +6,10 @@ import random
 from dataclasses import dataclass
 
 from studio.text.tasks.expression import parse
-from studio.text.tasks.problem import Info, Problem, answer_of, problem
+from studio.text.tasks.problem import Info, Problem, answer_of, in_full, problem
 
 MOST = 99  # largest target and largest value on the way
+TRIES = 20  # draws of an expression with another value; 2 and 2 have none
 # level -> how many numbers, and the largest of them
 SIZES = {1: (2, 9), 2: (3, 9), 3: (3, 20), 4: (4, 20)}
 
@@ -45,6 +46,14 @@ class Countdown:
             return 0.1
         distance = abs(found.value - info["target"])
         return 1.0 if distance == 0 else 0.5 + 0.4 / (1 + min(distance, 10**6))
+
+    def mistake(self, rng: random.Random, made: Problem) -> str:
+        """An expression of the numbers with another value; where there is none, the target instead of an expression."""
+        for _ in range(TRIES):
+            steps, expression, value = combined(rng, made.info["numbers"])
+            if value != made.info["target"]:
+                return in_full(" ".join(steps), expression)
+        return in_full(" ".join(steps), str(made.info["target"]))
 
 
 def combined(rng: random.Random, numbers: list[int]) -> tuple[list[str], str, int]:

@@ -35,13 +35,19 @@ class Task(Protocol):
     def sample(self, rng: random.Random, difficulty: int) -> Problem: ...
     def verify(self, completion: str, info: Info) -> bool: ...
     def graded(self, completion: str, info: Info) -> float: ...  # in [0, 1]; 1 exactly where verify is true
+    def mistake(self, rng: random.Random, made: Problem) -> str: ...  # a completion that nearly solves it and does not verify
 
 
 def problem(task: str, difficulty: int, text: str, working: str, answer: str, identity: str, **info: Any) -> Problem:
     """A problem with the fields of info that all tasks share."""
-    solution = f"{working} {MARK}{answer}" if working else f"{MARK}{answer}"
+    solution = in_full(working, answer)
     shared = {"task": task, "difficulty": difficulty, "answer": answer, "solution": solution}
     return Problem(text, solution, shared | info, f"{task} {identity}")
+
+
+def in_full(working: str, answer: str) -> str:
+    """Working, mark, answer."""
+    return f"{working} {MARK}{answer}" if working else f"{MARK}{answer}"
 
 
 def answer_of(completion: str) -> str | None:

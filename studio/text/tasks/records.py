@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from studio.text.tasks.problem import Info, Problem, answer_of, problem
+from studio.text.tasks.problem import Info, Problem, answer_of, in_full, problem
 
 KEYS = ("age", "city", "code", "day", "id", "name", "size", "tag", "team", "unit")
 
@@ -24,8 +24,9 @@ class Records:
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         record = {key: _value(rng) for key in rng.sample(KEYS, difficulty)}
         given = ";".join(f"{key}={value}" for key, value in record.items())
-        answer = json.dumps(record, separators=(",", ":"))
-        return problem(self.name, difficulty, f"json {given}:", "", answer, ";".join(sorted(given.split(";"))), record=record)
+        return problem(
+            self.name, difficulty, f"json {given}:", "", written(record), ";".join(sorted(given.split(";"))), record=record
+        )
 
     def verify(self, completion: str, info: Info) -> bool:
         """The answer is one JSON object with exactly these fields and values of the same type; their order is free."""
@@ -38,6 +39,18 @@ class Records:
             return 0.0
         right = sum(key in found and same(found[key], value) for key, value in wanted.items())
         return right / len(found.keys() | wanted.keys())
+
+    def mistake(self, rng: random.Random, made: Problem) -> str:
+        """One number written as text, or one text without its last letter."""
+        record = dict(made.info["record"])
+        key = rng.choice(list(record))
+        record[key] = record[key][:-1] if isinstance(record[key], str) else str(record[key])
+        return in_full("", written(record))
+
+
+def written(record: Mapping[str, Any]) -> str:
+    """A record as JSON without blanks."""
+    return json.dumps(record, separators=(",", ":"))
 
 
 def read_object(text: str) -> dict[str, Any] | None:

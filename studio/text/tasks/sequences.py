@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from studio.text.tasks.problem import Info, Problem, answer_of, problem, share_of_places
+from studio.text.tasks.problem import Info, Problem, answer_of, in_full, problem, share_of_places
 
 COUNTS = {1: 3, 2: 4, 3: 6, 4: 8}  # level -> how many numbers are sorted
 PAIRS = {"(": ")", "[": "]", "{": "}"}
@@ -30,6 +30,15 @@ class Sorting:
         """Share of places with the right number."""
         return share_of_places((answer_of(completion) or "").split(" "), info["answer"].split(" "))
 
+    def mistake(self, rng: random.Random, made: Problem) -> str:
+        """Two different neighbors the wrong way round; of equal numbers one left out."""
+        numbers = made.info["answer"].split(" ")
+        places = [at for at in range(len(numbers) - 1) if numbers[at] != numbers[at + 1]]
+        if not places:
+            return in_full("", " ".join(numbers[1:]))
+        at = rng.choice(places)
+        return in_full("", " ".join([*numbers[:at], numbers[at + 1], numbers[at], *numbers[at + 2 :]]))
+
 
 @dataclass(frozen=True)
 class Brackets:
@@ -53,6 +62,15 @@ class Brackets:
         found, wanted = answer_of(completion) or "", info["answer"]
         right = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
         return right / max(len(found), len(wanted))
+
+    def mistake(self, rng: random.Random, made: Problem) -> str:
+        """One bracket of another kind, or the last one left open."""
+        wanted = made.info["answer"]
+        at = rng.randrange(len(wanted) + 1)
+        if at == len(wanted):
+            return in_full("", wanted[:-1])
+        other = rng.choice([bracket for bracket in PAIRS.values() if bracket != wanted[at]])
+        return in_full("", wanted[:at] + other + wanted[at + 1 :])
 
 
 def opened(rng: random.Random, length: int) -> tuple[str, str]:
