@@ -19,6 +19,7 @@ from ui.edit import Edit, sent, serial_of
 from ui.entry import Entry
 from ui.overrides import Schema, blocks, fields, overrides, structural, values, without
 from ui.queue import Queue
+from ui.say import done, refusal
 from ui.shell import link
 from ui.site import Site
 
@@ -131,9 +132,9 @@ class Desk:
     def act(self, event: gr.EventData) -> str:
         """A button of the queue."""
         try:
-            gr.Info(self._act(str(sent(event, "act")), str(sent(event, "id"))))
+            done(self._act(str(sent(event, "act")), str(sent(event, "id"))))
         except StudioError as error:
-            raise gr.Error(str(error), title="The queue has moved on", print_exception=False) from error
+            raise refusal(error, "The queue has moved on") from error
         return waiting.table(self.queue)
 
     def _act(self, act: str, id: str) -> str:

@@ -12,13 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-
 from studio.errors import RunError, StudioError
 from studio.files import as_json, read_json, replace
 from studio.process import alive, process_started
 from studio.run_view import RunView
 from ui import spawn
+from ui.say import refusal
 
 TAIL = 16_384  # bytes of a log that are shown
 LINES = 40
@@ -104,4 +103,4 @@ def refused(title: str) -> Iterator[None]:
     try:
         yield
     except StudioError as error:
-        raise gr.Error(escape(str(error)), title=title, print_exception=False) from error
+        raise refusal(error, title) from error

@@ -10,6 +10,7 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.run_view import RunView
 from ui.index import Index
+from ui.say import refusal
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Site:
         try:
             return RunView.find(self.root, str(name or ""))
         except StudioError as error:
-            raise gr.Error(str(error), title="No such run", print_exception=False) from error
+            raise refusal(error, "No such run") from error
 
     def names(self) -> list[str]:
         """All runs, newest first."""

@@ -14,6 +14,7 @@ from studio.errors import StudioError
 from ui import blind, preferences, votes
 from ui.compared import report
 from ui.pairs import AS_DRAWN, GUARD, HELD_OUT, ORDERS, Pair, Side, differing, match, names, unmatched
+from ui.say import refusal
 from ui.shell import QUIET, header, live
 from ui.site import Site
 
@@ -112,7 +113,7 @@ def build(site: Site) -> None:
         try:
             made = preferences.export(site.root, cast if every else votes.between(cast, *sides), kind)
         except StudioError as error:
-            raise gr.Error(escape(str(error)), title="Nothing to export", print_exception=False) from error
+            raise refusal(error, "Nothing to export") from error
         with tempfile.TemporaryDirectory() as scratch:  # gradio copies the file before it asks for more
             file = preferences.packed(made, kind, Path(scratch))
             told = preferences.told(made, kind, sides[1].view.file("recipe.yaml"))
@@ -187,5 +188,5 @@ def _voting(site: Site, first: Side, second: Side, pairs: list[Pair], view: str)
 
 def _present(given: blind.Ballot | None) -> blind.Ballot:
     if given is None:
-        raise gr.Error("Choose two sides with samples of the same prompts first.", title="No vote is open", print_exception=False)
+        raise refusal("Choose two sides with samples of the same prompts first.", "No vote is open")
     return given

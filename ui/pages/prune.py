@@ -14,6 +14,7 @@ from ui.job import refused
 from ui.prune_queue import METHODS, STEPS, TARGETS
 from ui.pruned import ERROR, SIZES, Pruned, Summaries
 from ui.recipes import bundled
+from ui.say import done
 from ui.shell import CONTROL, QUIET, header, link, live
 from ui.site import Site
 
@@ -95,7 +96,7 @@ def build(site: Site) -> None:
 
 
 def _queued(name: str) -> None:
-    gr.Info(escape(f"{name} is in the queue of the page Launch."))
+    done(f"{name} is in the queue of the page Launch.")
 
 
 def _told(recipe: str) -> str:

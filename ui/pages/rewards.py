@@ -11,6 +11,7 @@ import gradio as gr
 
 from studio.errors import StudioError
 from ui import given, judged, ranked
+from ui.say import refusal
 from ui.shell import QUIET, header
 from ui.site import Site
 
@@ -61,7 +62,7 @@ def build(site: Site) -> None:
 
     def work(kind: str, files: list[str] | None, typed: str, prompts: str, names: list[str]) -> Iterator[Any]:
         if not names:
-            raise gr.Error("Check the box of one or more rewards first.", title="No reward is chosen", print_exception=False)
+            raise refusal("Check the box of one or more rewards first.", "No reward is chosen")
         with tempfile.TemporaryDirectory(prefix="studio-score-") as scratch:
             folder = Path(scratch)
             try:
@@ -70,7 +71,7 @@ def build(site: Site) -> None:
                 else:
                     brought = given.texts(files or [], typed or "", prompts or "", folder / "given")
             except StudioError as error:
-                raise gr.Error(str(error), title="These cannot be scored", print_exception=False) from error
+                raise refusal(error, "These cannot be scored") from error
             known = -1
             for outcomes in judged.judge(brought, names, folder):
                 now = (brought.samples, outcomes)

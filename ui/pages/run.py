@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from hashlib import blake2b
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -14,6 +13,7 @@ from studio.errors import StudioError
 from ui import control
 from ui.closeup import PARTS, Closeup
 from ui.head import absent
+from ui.say import done, refusal
 from ui.shell import CONTROL, QUIET, header, live
 from ui.site import Site
 
@@ -85,8 +85,8 @@ def _acting(site: Site, what: str):
     def act(name: str | None) -> None:
         view = site.run(name)
         try:
-            gr.Info(escape(control.resume(view) if what == "resume" else control.ask(view, what)))  # browsers read it as HTML
+            done(control.resume(view) if what == "resume" else control.ask(view, what))
         except StudioError as error:
-            raise gr.Error(escape(str(error)), title=f"{ACTIONS[what]}: not now", print_exception=False) from error
+            raise refusal(error, f"{ACTIONS[what]}: not now") from error
 
     return act

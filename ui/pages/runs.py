@@ -10,6 +10,7 @@ import gradio as gr
 from studio.chart import number
 from ui import control
 from ui.index import Row, ago, duration
+from ui.say import done, refusal
 from ui.shell import CONTROL, QUIET, header, link, live
 from ui.site import Site
 
@@ -83,7 +84,7 @@ def build(site: Site) -> None:
         return gr.update(visible=True), f"Delete {listed}, with all checkpoints, samples and exports? This cannot be undone."
 
     def really(names: list[str]) -> Any:
-        gr.Info(control.each([site.run(name) for name in names], lambda view: control.delete(site.root, view)))
+        done(control.each([site.run(name) for name in names], lambda view: control.delete(site.root, view)))
         return gr.update(visible=False)
 
     remove.click(ask, picked, [asking, question], **CONTROL)
@@ -97,14 +98,14 @@ ACTIONS = {"stop": "Stop", "save": "Save now", "sample": "Sample now", "resume":
 def _acting(site: Site, what: str):
     def act(names: list[str]) -> None:
         views = [site.run(name) for name in _some(names)]
-        gr.Info(control.each(views, control.resume if what == "resume" else lambda view: control.ask(view, what)))
+        done(control.each(views, control.resume if what == "resume" else lambda view: control.ask(view, what)))
 
     return act
 
 
 def _some(names: list[str]) -> list[str]:
     if not names:
-        raise gr.Error("Check the box of one or more runs first.", title="No run is chosen", print_exception=False)
+        raise refusal("Check the box of one or more runs first.", "No run is chosen")
     return names
 
 

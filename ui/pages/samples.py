@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -13,6 +12,7 @@ from studio.errors import StudioError
 from studio.run_view import RunView
 from ui import films, groups, tiles, tokens
 from ui.sample_view import GROUPS, HELD_OUT, NEWEST, Asked, Shown, gone, show
+from ui.say import warned
 from ui.shell import QUIET, header, link, live
 from ui.site import Site
 from ui.tile_grid import title
@@ -95,7 +95,7 @@ def build(site: Site) -> None:
         try:
             films.draw(site.run(given[0]))
         except StudioError as error:
-            gr.Warning(escape(str(error)), title="The environment was not drawn", duration=None)
+            warned(str(error), "The environment was not drawn")
         yield look(*given)[-2], gr.update(interactive=True)
 
     draw.click(drawn, asked, [body, draw], show_progress="hidden", **DRAWING)
