@@ -98,7 +98,7 @@ def charts(runs: Sequence[Pruned], size: str, quality: str, chosen: str | None) 
     parts = []
     for key, label in ((size, SIZES[size]), ("latency_ratio", TIME)):
         points = [
-            Point(x, y, criteria.index(run.row.method), told(run), link("prune", run=run.row.name), run.row.name == chosen)
+            Point(x, y, criteria.index(run.row.method), told(run), _to(run), run.row.name == chosen)
             for run in runs
             if (x := run.figures.get(key)) is not None and (y := run.quality(quality)) is not None
         ]
@@ -107,6 +107,11 @@ def charts(runs: Sequence[Pruned], size: str, quality: str, chosen: str | None) 
     better = "lower" if quality == ERROR else "higher"
     note = f"Left is smaller or faster, {better} is better. The line joins the runs that no other beats on both axes."
     return f'<div class="pair-of-charts">{"".join(parts)}</div><p class="legend">{keys}</p><p class="soft">{note}</p>'
+
+
+def _to(run: Pruned) -> str:
+    """The part of the page about a run."""
+    return f"{link('prune', run=run.row.name)}#chosen"
 
 
 def told(run: Pruned) -> str:
@@ -139,9 +144,7 @@ def _row(run: Pruned, titles: Sequence[str], rewards: Sequence[str], chosen: str
     about = f"{escape(run.row.method)} · {escape(run.row.model)}{' · healed' if run.healed else ''}"
     cells = "".join(f'<td data-label="{escape(title)}">{value}</td>' for title, value in zip(titles[1:], values, strict=True))
     current = ' aria-current="true"' if run.row.name == chosen else ""
-    return (
-        f'<tr{current}><th scope=row><a href="{link("prune", run=run.row.name)}">{name}</a><small>{about}</small></th>{cells}</tr>'
-    )
+    return f'<tr{current}><th scope=row><a href="{_to(run)}">{name}</a><small>{about}</small></th>{cells}</tr>'
 
 
 def removal(view: RunView) -> str:

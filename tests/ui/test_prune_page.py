@@ -46,8 +46,12 @@ def test_quality_is_the_error_or_a_reward_as_a_share_of_the_dense_one(tmp_path):
     assert run.quality("clip kept") is None
     assert run.figures == {"params_kept": 0.5, "flops_kept": 0.5, "latency_ratio": 0.7, "latent_error": 0.2}
     assert run.target == "parameters 0.8" and pruned.qualities([run]) == ["latent error", "scene kept"]
-    nothing = pruned.Pruned(run.row, "", {}, {"scene": (0.0, 0.3)})
-    assert nothing.quality("scene kept") is None and nothing.quality("latent error") is None
+    nothing = pruned.Pruned(run.row, "", {}, {"scene": (0.0, 0.3), "penalty": (-0.5, -0.25)})
+    assert (
+        nothing.quality("scene kept") is None
+        and nothing.quality("penalty kept") is None
+        and nothing.quality("latent error") is None
+    )
 
 
 def test_a_summary_is_read_again_when_it_changes_and_one_that_is_odd_breaks_nothing(tmp_path):
@@ -140,8 +144,9 @@ def test_every_run_has_a_point_that_tells_and_leads_to_it(there, page):
     expect(small.locator(".says")).to_contain_text("scene 0.8 → 0.4")
     lower, higher = small.bounding_box(), page.locator(".scatter").first.get_by_role("link", name="large:").bounding_box()
     assert lower["x"] < higher["x"] and lower["y"] < higher["y"]  # smaller, and of a larger error: further up
+    page.set_viewport_size({"width": 390, "height": 500})
     small.click()
-    expect(page.get_by_role("heading", name="small", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="small", exact=True)).to_be_in_viewport()
     expect(page.get_by_role("row", name="not-yet")).to_contain_text("3 of 20")
 
 

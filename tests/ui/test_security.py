@@ -145,6 +145,8 @@ def test_a_folder_of_samples_that_is_a_link_serves_nothing_of_where_it_leads(tmp
     os.symlink(run / "checkpoints", run / "samples")
     assert guard.withheld(str(run / "samples" / "x.png"))
     assert not guard.withheld("/tmp/gradio/some-upload.png")  # gradio's own rule decides
+    for address in ("http://example.org/x.png", "https://example.org/x.png", "//example.org/x.png"):
+        assert "another server" in guard.withheld(address)  # gradio would fetch it
 
 
 def test_an_upload_above_the_limit_is_refused(there):

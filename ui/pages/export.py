@@ -24,6 +24,12 @@ NO_RUNS = (
 GO = """name => { const there = new URL(location); there.searchParams.set('run', name); location.assign(there); }"""
 NEWEST = "newest"
 LABELS = {"weights": "Weights", "dtype": "Stored as", "keys": "Names in the file"}
+TOLD = {
+    "ema": "averaged, as evaluated",
+    "live": "as the optimizer left them",
+    "diffusers": "of diffusers",
+    "kohya": "also underscored (kohya)",
+}
 
 
 def build(site: Site) -> None:
@@ -38,7 +44,10 @@ def build(site: Site) -> None:
         explained = gr.HTML(elem_classes="exports", apply_default_css=False)
         with gr.Row(elem_classes="tools setup"):
             step = gr.Dropdown([NEWEST], value=NEWEST, label="Step")
-            choices = {name: gr.Dropdown(list(values), value=values[0], label=LABELS[name]) for name, values in CHOICES.items()}
+            choices = {
+                name: gr.Dropdown([(TOLD.get(value, value), value) for value in values], value=values[0], label=LABELS[name])
+                for name, values in CHOICES.items()
+            }
             export = gr.Button("Export", variant="primary", size="sm", min_width=120)
     working = gr.HTML(elem_classes="exports", apply_default_css=False)
     with gr.Accordion("Push to the Hub", open=True, visible=False) as pushing:

@@ -22,6 +22,14 @@ NONE = (
     '<div class="empty"><h2>No prune runs yet</h2><p>Start one above, or in a terminal: '
     "<code>studio prune shapes/end-to-end</code>.</p></div>"
 )
+# A point and a name in the table lead to the part about their run, which is not there yet when the page opens.
+ARRIVE = """
+watch('value', () => {
+  if (location.hash !== '#chosen' || element.dataset.seen || !element.querySelector('#chosen')) return;
+  element.dataset.seen = 'yes';
+  requestAnimationFrame(() => element.scrollIntoView());
+});
+"""
 
 
 def build(site: Site) -> None:
@@ -43,7 +51,7 @@ def build(site: Site) -> None:
         size = gr.Dropdown([(told, key) for key, told in SIZES.items()], value="params_kept", label="Size", scale=1)
         model = gr.Dropdown(["all"], value="all", label="Model", scale=1)
     overview = gr.HTML(elem_classes="prunes", apply_default_css=False)
-    about = gr.HTML(elem_classes="prunes", apply_default_css=False)
+    about = gr.HTML(js_on_load=ARRIVE, elem_classes="prunes", apply_default_css=False)
     with gr.Accordion("Heal: train what is left", open=False, visible=False) as heal:
         healers = gr.HTML(elem_classes="prunes", apply_default_css=False)
         with gr.Row(elem_classes="tools setup"):
