@@ -210,16 +210,18 @@ def acted(policy, rows: int = 64, steps: int = 3):
     return Rollout(Prompts([], [], []), None, trace, mask, torch.arange(rows), trace.said)
 
 
-def test_at_the_start_the_policy_is_its_noise():
-    """Zero last layer: Φ(z) = z exactly, η = -x, and L_B/w_b = E|z|²/d = 1."""
-    policy = build()
+@pytest.mark.parametrize("z", [1.0, 0.3, 0.0])
+def test_at_the_start_the_policy_is_its_noise(z):
+    """Zero last layer: Φ(z) = z exactly, η = -x, and L_B/w_b = E|z|²/d = ζ²; an action has the variance ζ² + σ²."""
+    policy = build(z=z)
     rollout = acted(policy, 4000, 1)
     record = rollout.trace.record
     assert torch.equal(record["end"], record["z"])
     policy.visit(0, 0)
     said = policy.evaluate(rollout)
     assert torch.allclose(said.residual, -record["z"], atol=1e-6)
-    assert said.residual.square().mean().item() == pytest.approx(1.0, abs=0.05)
+    assert said.residual.square().mean().item() == pytest.approx(z**2, abs=0.05 * z**2)
+    assert (record["end"] + record["xi"]).var().item() == pytest.approx(z**2 + 1, rel=0.05)
     assert said.entropy.unique().item() == pytest.approx(2 * 0.5 * math.log(2 * math.pi * math.e), rel=1e-6)
     assert noise_entropy(torch.full((2,), 2.0)).item() == pytest.approx(said.entropy[0, 0].item() + 2 * math.log(2), rel=1e-6)
 

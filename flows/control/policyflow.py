@@ -38,7 +38,7 @@ class Gain:
 
 
 class FlowPolicy:
-    """a = Φ(z; s) + σ·ε: z ~ N(0, I) through the flow, plus exploration noise of a learned size that no state changes.
+    """a = Φ(z; s) + σ·ε: z ~ N(0, ζ²I), ζ = `z`, through the flow, plus exploration noise of a learned size that no state changes.
 
     The record keeps z, the endpoint and ξ = σ·ε; the likelihood of an action is that of ξ given z, exact for z and action
     together. Actions are never clipped here.
@@ -49,7 +49,7 @@ class FlowPolicy:
     value, trainable, save, load = alike.value, alike.trainable, alike.save, alike.load
 
     def __init__(
-        self, net: ActorCritic, space: Space, steps: int, likelihood: Likelihood, seed: int, z: bool = True, fidelity: int = 0
+        self, net: ActorCritic, space: Space, steps: int, likelihood: Likelihood, seed: int, z: float = 1.0, fidelity: int = 0
     ) -> None:
         self.model, self.space, self.steps, self.likelihood, self.seed, self.z = net, space, steps, likelihood, seed, z
         self.old: nn.Module = copy.deepcopy(net.actor).requires_grad_(False)
@@ -76,13 +76,13 @@ class FlowPolicy:
 
     def act(self, observation: Tensor, draw: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Actions [N, d] and what is to be remembered of them."""
-        z = draw["z"] if self.z else torch.zeros_like(draw["z"])
+        z = self.z * draw["z"]
         end, xi = self.endpoint(observation, z), self.std * draw["noise"]
         return end + xi, {"z": z, "end": end, "xi": xi}
 
     def decide(self, observation: Tensor, draw: Mapping[str, Tensor], mode: Mode) -> Tensor:
         """Actions for evaluation: as trained, without exploration noise, or from z = 0 without noise."""
-        z = draw["z"] if self.z and mode != "deterministic" else torch.zeros_like(draw["z"])
+        z = torch.zeros_like(draw["z"]) if mode == "deterministic" else self.z * draw["z"]
         end = self.endpoint(observation, z)
         return end + self.std * draw["noise"] if mode == "stochastic" else end
 

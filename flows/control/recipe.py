@@ -55,7 +55,8 @@ class PolicyFlow:
     embedding: Annotated[int, Field(ge=8, multiple_of=8)] = 32  # width of the time and observation features
     steps: Positive = 10  # of the midpoint solver, two network calls each; the paper says 12, its code 10
     last: Annotated[float, Field(ge=0)] = 0.0  # size of the last layer at the start; the released code has 0.01
-    z: bool = True  # false = a Gaussian policy with the flow's center, z = 0
+    # deviation of the noise that the flow starts from: 1 as published, 0 = a Gaussian policy with the flow's center
+    z: Annotated[float, Field(ge=0)] = 1.0
     likelihood: Likelihood = field(default_factory=Likelihood)
     fidelity: Annotated[int, Field(ge=0)] = 20  # iterations between comparisons of the ratio with the exact one; 0 = never
 
