@@ -53,24 +53,35 @@ def _header(active: str, run: str | None) -> str:
 def live(refresh: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     """Calls `refresh(*inputs)` when the page opens and every EVERY_S; a part that did not change is not sent again.
 
-    What a person has focused, checked or scrolled to stays: the browser only changes what differs.
+    What a person has focused, checked or scrolled to stays: the browser only changes what differs. A change reaches its part
+    by way of a state: to gradio, gr.skip() for a component is a new component, which is kept for as long as the session is.
     """
-    seen = gr.State({})
+    seen, news = gr.State({}), [gr.State(None) for _ in outputs]
+
+    def first(*values: Any) -> list[Any]:
+        found = _parts(refresh(*values))
+        return [dict(enumerate(map(_digest, found))), *found]
 
     def changed(seen: dict[int, bytes], *values: Any) -> list[Any]:
-        found = refresh(*values)
-        found = list(found) if isinstance(found, tuple) else [found]
-        for i, part in enumerate(found):
-            digest = blake2b(repr(part).encode(), digest_size=16).digest()
-            if seen.get(i) == digest:
-                found[i] = gr.skip()
-            seen[i] = digest
-        return [dict(seen), *found]
+        found = _parts(refresh(*values))
+        now = dict(enumerate(map(_digest, found)))
+        if now == seen:
+            return [gr.skip()] * (1 + len(found))
+        return [now, *(gr.skip() if now[i] == seen.get(i) else (now[i], part) for i, part in enumerate(found))]
 
+    _page().load(first, inputs, [seen, *outputs], **QUIET)
     timer = gr.Timer(EVERY_S)
-    given: dict[str, Any] = {"fn": changed, "inputs": [seen, *inputs], "outputs": [seen, *outputs], **QUIET}
-    _page().load(**given)
-    timer.tick(**given, trigger_mode="once", concurrency_limit=None)
+    timer.tick(changed, [seen, *inputs], [seen, *news], trigger_mode="once", concurrency_limit=None, **QUIET)
+    for new, part in zip(news, outputs, strict=True):
+        new.change(lambda new: new[1], new, part, **QUIET)
+
+
+def _parts(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def _digest(part: Any) -> bytes:
+    return blake2b(repr(part).encode(), digest_size=16).digest()
 
 
 def _page() -> gr.Blocks:
