@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -17,13 +18,13 @@ help:
 	@echo "make test    ruff, pyright and all tests (PYTEST_ARGS='-m \"not slow\"' for a subset)"
 	@echo "make lint    ruff and pyright only"
 	@echo "make clean   remove caches and build leftovers; keeps runs/ and $(VENV)"
-	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) PYTEST_ARGS=$(PYTEST_ARGS)"
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) PYTEST_ARGS=$(PYTEST_ARGS) WORKERS=$(WORKERS)"
 
 demo: $(VENV)/.installed
 	@$(OFFLINE) $(BIN)/studio demo
 
 test: lint
-	@$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

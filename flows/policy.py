@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from flows.schedule import even_grid
 from flows.sde import KERNELS, over, step_logp
 from studio.core.pathwise import Cut
 from studio.errors import ConfigError
+from studio.frozen import Frozen
 from studio.seeds import row_seed
 from studio.shapes import expect
 from studio.types import EVERY, Evaluation, Prompts, Rollout
@@ -53,7 +54,7 @@ class DenoisePolicy:
         self.device = next(self.model.parameters()).device
         self._encode = encode or PromptEncoder(backbone.encode, device=self.device)
         self._conditions: dict[str, Condition] = {}  # by text, the most recently used last
-        self._frozen: list[Tensor] | None = None
+        self._frozen = Frozen(self.model, lora=lora)
 
     def sample(
         self,
@@ -153,6 +154,10 @@ class DenoisePolicy:
         count = steps or self.sampler.eval_steps
         return torch.cat([self.backbone.decode(self.latents(texts[part], seeds[part], steps=count)) for part in parts])
 
+    def draw(self, prompts: Prompts, seeds: Sequence[int]) -> Tensor:
+        """Evaluation images of these prompts."""
+        return self.images(prompts.text, seeds)
+
     def latents(
         self,
         texts: list[str],
@@ -218,28 +223,17 @@ class DenoisePolicy:
             return even_grid(steps, self.sampler.grid_shift)
         return self.backbone.sigmas(steps)
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """The frozen reference: adapters off, or the initial weights swapped in for full fine-tuning."""
-        if self.lora:
-            self.model.disable_adapters()  # type: ignore[operator]
-            try:
-                yield
-            finally:
-                self.model.enable_adapters()  # type: ignore[operator]
-            return
-        if self._frozen is None:
-            raise RuntimeError("reference: expected keep_reference() before the first update, got no stored weights.")
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+        return self._frozen.applied()
 
     def keep_reference(self) -> None:
         """Store the present weights as the reference; adapters need no copy."""
-        if not self.lora:
-            self._frozen = [p.detach().clone() for p in self.trainable()]
+        self._frozen.keep()
+
+    def distribute(self, model: nn.Module) -> None:
+        """Evaluation with gradients goes through this wrapper from now on."""
+        self.backbone.training_network = model  # type: ignore[attr-defined]
 
     def trainable(self) -> Iterable[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -294,13 +288,6 @@ class DenoisePolicy:
     def _shared_start(self, group: Tensor, step: int) -> Tensor:
         seeds = [row_seed(self.seed, f"start/{step}/{int(g)}", 0) for g in group]
         return RowNoise(seeds, self.backbone.latent_shape)()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for parameter, stored in zip(self.trainable(), self._frozen or (), strict=True):
-            current = parameter.detach().clone()
-            parameter.copy_(stored)
-            stored.copy_(current)
 
 
 def _bytes(condition: Condition) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pruning.network import check_network
 from pruning.recipe import PruneRecipe
@@ -18,12 +19,18 @@ from studio.run import Run
 
 def load_prune_recipe(name: str, overrides: list[str]) -> tuple[PruneRecipe, str]:
     """A bundled prune recipe by name or a YAML file by path, with overrides -> (recipe, its source text)."""
+    data, source = prune_data(name, overrides)
+    return build(PruneRecipe, data), source
+
+
+def prune_data(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
+    """The same before it is validated -> (plain blocks, source text)."""
     source = recipe_source(name, "prune")
     data = apply_overrides(parse_yaml(source, name), overrides)
     given = [override.partition("=")[0] for override in overrides]
     if "target" in data and any(key.startswith("target.") for key in given):  # another measure replaces the recipe's
         data["target"] = {key: value for key, value in data["target"].items() if f"target.{key}" in given}
-    return build(PruneRecipe, data), source
+    return data, source
 
 
 def open_prune(

@@ -31,8 +31,8 @@ class _Drawing:
     def __init__(self, policy: DenoisePolicy, rows: int) -> None:
         self.policy, self.rows, self.latents = policy, rows, torch.empty(0)
 
-    def images(self, texts: list[str], seeds: Sequence[int]) -> Tensor:
-        policy, drawn = self.policy, []
+    def draw(self, prompts: Prompts, seeds: Sequence[int]) -> Tensor:
+        policy, texts, drawn = self.policy, prompts.text, []
         with torch.no_grad():
             for at in range(0, len(texts), self.rows):
                 cut = slice(at, at + self.rows)

@@ -18,6 +18,7 @@ from pruning.gating import gated
 from pruning.rounds import Rounds, mark_gone
 from pruning.sites import Group
 from studio.errors import MissingError
+from studio.types import Prompts
 
 if TYPE_CHECKING:
     from flows.policy import DenoisePolicy
@@ -125,10 +126,14 @@ class GatedPolicy:
             gates[name][kept[name].to(value.device)] = 1.0
         return gates
 
-    def images(self, texts: list[str], seeds: Sequence[int], **options: Any) -> Tensor:
+    def draw(self, prompts: Prompts, seeds: Sequence[int]) -> Tensor:
         """Evaluation images of the mask that would be deployed now."""
         with self.under(self.hard()):
-            return self.dense.images(texts, seeds, **options)
+            return self.dense.draw(prompts, seeds)
+
+    def distribute(self, model: nn.Module) -> None:
+        """Evaluation with gradients goes through this wrapper from now on."""
+        self.dense.distribute(model)
 
     def trainable(self) -> Iterable[nn.Parameter]:
         return list(self.model)

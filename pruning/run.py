@@ -36,7 +36,7 @@ from studio.run import Run
 from studio.scoring import Scorer
 from studio.state import final_weights
 from studio.train import train
-from studio.watch import records
+from studio.watch import records, shown
 
 EVALUATION_SEED = 1_000_003  # apart from calibration: no measured picture was ever seen by a criterion
 SLICED_ERROR = 1e-5  # largest difference of a sliced from a gated velocity, over its largest value, in float32
@@ -275,7 +275,7 @@ class Work:
         assert self.target is not None
         for step, each in ((0, self.target), (max(1, self.recipe.learn.steps if self.recipe.learned else 1), seen)):
             count = min(24, len(self.test))
-            self.run.save_samples(step, each.evaluated.images[:count].cpu(), records(step, each.evaluated, count))
+            self.run.save_samples(step, shown(each.evaluated, count), records(step, each.evaluated, count))
 
 
 def verify(sliced: Tensor, expected: Tensor) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, is_dataclass
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rewards.facts import Facts
 from rewards.pictures import FIELDS, as_pil, as_png, check_pictures, read_picture
-from rewards.post import Patience, ask, check_url
 from studio.errors import ConfigError, RewardError
+from studio.post import Patience, Service, ask, check_url
 from studio.types import Prompts, Scores
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class Remote:
         return joined(answers)
 
     def _ask(self, urls: tuple[str, ...], body: dict[str, Any], version: str) -> dict[str, Any]:
-        answer = ask(urls, "/score", body, token=os.environ.get(TOKEN), patience=self.patience, where="reward 'remote'")
+        answer = ask(servers(urls, self.patience), "/score", body)
         scores, parts = answer.get("scores"), answer.get("parts", {})
         for values in (scores, *(parts.values() if isinstance(parts, dict) else [None])):
             if not isinstance(values, list) or len(values) != len(body["images"]):
@@ -108,6 +107,13 @@ class Remote:
 _MET: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}  # what the servers said of themselves, for cards and listings
 
 
+def servers(urls: tuple[str, ...], patience: Patience) -> Service:
+    """Of `studio serve`, and how they are asked."""
+    return Service(
+        "reward 'remote'", urls, TOKEN, patience, "Check the address, the name of the reward and what it needs of a prompt."
+    )
+
+
 @lru_cache(maxsize=16)
 def handshake(urls: tuple[str, ...], reward: str, patience: Patience) -> dict[str, Any]:
     """Name, version, license, range and model of the reward that all these servers have; once per process."""
@@ -117,7 +123,7 @@ def handshake(urls: tuple[str, ...], reward: str, patience: Patience) -> dict[st
     met: dict[str, Any] | None = None
     for url in urls:
         check_url(url, where)
-        health = ask([url], "/health", None, token=os.environ.get(TOKEN), patience=patience, where=where)
+        health = ask(servers((url,), patience), "/health")
         known = {one["name"]: one for one in health.get("rewards", []) if isinstance(one, dict) and "name" in one}
         name = reward or (next(iter(known)) if len(known) == 1 else "")
         if name not in known:

@@ -98,13 +98,13 @@ def body(view: RunView, recipe: Recipe, facts: Mapping[str, Any], license: Licen
         f"{kind} for `{base}` (relation: {RELATION[facts['format']]}), aligned with "
         f"{', '.join(recipe.rewards)} by {recipe.algorithm.name}.",
         "<Gallery />" if pairs else "",
-        pictures(pairs, _drawn_at(view, facts)),
+        pictures(pairs, drawn_at(view, facts)),
         "## Use with diffusers\n\n" + _usage(recipe, facts, base),
         _comfy(facts),
-        f"## Training\n\n{_method(recipe)}\n\nStep {facts['step']}, {averaged}. Every reward:\n\n{_rewards(recipe)}\n\n"
+        f"## Training\n\n{method(recipe)}\n\nStep {facts['step']}, {averaged}. Every reward:\n\n{rewards_table(recipe)}\n\n"
         f"Settings, without machine paths and secrets:\n\n```yaml\n{settings(view)}\n```\n\n{versions(view)}",
-        "## Results\n\n" + _table(rows, _drawn_at(view, facts)),
-        "## Limitations\n\n" + _limitations(view, facts),
+        "## Results\n\n" + results_table(rows, drawn_at(view, facts)),
+        "## Limitations\n\n" + limitations(view, facts),
         "## License and attribution\n\n" + f"Weights: {license.text} Each reward model has the license in the table above.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -123,7 +123,7 @@ def public(value: Any) -> Any:
     return value
 
 
-def _drawn_at(view: RunView, facts: Mapping[str, Any]) -> str:
+def drawn_at(view: RunView, facts: Mapping[str, Any]) -> str:
     """Which weights pictures and figures are of: an evaluation comes every few steps, and uses the averaged weights."""
     last = max((at for at in view.sample_steps() if at <= facts["step"]), default=0)
     words = [f"at step {last}"] if last != facts["step"] else []
@@ -131,12 +131,12 @@ def _drawn_at(view: RunView, facts: Mapping[str, Any]) -> str:
     return " " + " ".join(words) if words else ""
 
 
-def pictures(pairs: list[Pair], drawn_at: str) -> str:
+def pictures(pairs: list[Pair], when: str) -> str:
     if not pairs:
         return ""
     rows = "\n".join(f"| {_cell(p.prompt)} | ![before]({p.before}) | ![after]({p.after}) |" for p in pairs)
-    when = f"; after is{drawn_at}" if drawn_at else ""
-    return f"Same prompts, same seeds{when}:\n\n| prompt | before | after |\n|---|---|---|\n{rows}"
+    which = f"; after is{when}" if when else ""
+    return f"Same prompts, same seeds{which}:\n\n| prompt | before | after |\n|---|---|---|\n{rows}"
 
 
 def _usage(recipe: Recipe, facts: Mapping[str, Any], base: str) -> str:
@@ -173,12 +173,12 @@ def _comfy(facts: Mapping[str, Any]) -> str:
     return f"## Use in ComfyUI\n\nPut `{file}` into `models/loras` and load it at strength 1."
 
 
-def _method(recipe: Recipe) -> str:
+def method(recipe: Recipe) -> str:
     said = (type(recipe.algorithm.options).__doc__ or "").strip().splitlines()
     return f"Algorithm `{recipe.algorithm.name}`: {said[0] if said else ''}".rstrip(": ")
 
 
-def _rewards(recipe: Recipe) -> str:
+def rewards_table(recipe: Recipe) -> str:
     lines = ["| reward | role | model | license |", "|---|---|---|---|"]
     for role, blocks in (("trained", recipe.rewards), ("held out", recipe.held_out)):
         for name, block in blocks.items():
@@ -197,16 +197,16 @@ def versions(view: RunView) -> str:
     return "Made with " + ", ".join(f"{name} {version}" for name, version in sorted(view.env.get("versions", {}).items())) + "."
 
 
-def _table(rows: list[Row], drawn_at: str) -> str:
+def results_table(rows: list[Row], when: str) -> str:
     if not rows:
         return "The run holds no evaluation of these weights."
-    lines = [f"| measured on held-out prompts{drawn_at} | role | base | trained |", "|---|---|---|---|"]
+    lines = [f"| measured on held-out prompts{when} | role | base | trained |", "|---|---|---|---|"]
     for row in rows:
         lines.append(f"| {row.name} | {row.kind} | {_number(row.before)} | {_number(row.after)} |")
     return "\n".join(lines)
 
 
-def _limitations(view: RunView, facts: Mapping[str, Any]) -> str:
+def limitations(view: RunView, facts: Mapping[str, Any]) -> str:
     alarms = [e["message"] for e in view.events() if e.get("kind") == "alarm" and e.get("step", 0) <= facts["step"]]
     seen = "\n".join(f"- alarm: {message}" for message in dict.fromkeys(alarms)) or "No alarm was raised while it was trained."
     return f"Optimized against the rewards above; what they do not see may have become worse.\n\n{seen}"

@@ -46,6 +46,7 @@ svg{display:block;width:100%;height:auto;min-width:280px}:root{--grid:#ebebe8;--
 """  # the page around the charts, in light and dark
 
 Points = list[tuple[float, float]]
+Bounds = tuple[float, float, float, float]
 
 
 def line_chart(
@@ -64,28 +65,35 @@ def line_chart(
     if len(series) > LIMIT:
         raise ValueError(f"line_chart: got {len(series)} series, expected at most {LIMIT}. Draw several charts.")
     lines = {name: finite(points) for name, points in series.items()}
-    points = [point for line in lines.values() for point in line]
-    summary = _summary(lines, x_label, y_label)
+    points = [point for each in lines.values() for point in each]
+    told = summary(lines, x_label, y_label)
     parts = [
         f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-size="11" fill="currentColor">',
-        f"<title>{escape(title)}</title><desc>{escape(summary)}</desc>",
+        f"<title>{escape(title)}</title><desc>{escape(told)}</desc>",
         f'<text x="4" y="15" font-size="13" font-weight="600">{escape(title)}</text>',
     ]
     if not points:
         return "".join([*parts, _text(width / 2, height / 2, "no data", "middle"), "</svg>"])
     legend, top = _legend(lines, title, width)
     frame = (LEFT, top, width - RIGHT, height - BOTTOM)
+    bounds, x_ticks, y_ticks = scales(points, frame)
+    parts += [legend, axes(frame, bounds, x_ticks, y_ticks, x_label, y_label)]
+    parts += [line(i, name, each, frame, bounds) for i, (name, each) in enumerate(lines.items())]
+    return "".join([*parts, "</svg>"])
+
+
+def scales(points: Points, frame: Sequence[float], also: Sequence[float] = ()) -> tuple[Bounds, list[float], list[float]]:
+    """Bounds (x low, y low, x high, y high) of a plot that fills a frame (left, top, right, bottom) in pixels, and its ticks.
+
+    The x axis ends at the outermost points, the y axis at the ticks around them and around the values in `also`.
+    """
     x_low, x_high = _spread([x for x, _ in points], 1.0)
     whole = all(float(x).is_integer() for x, _ in points)
     x_count = max(2, (frame[2] - frame[0]) // 60)
     x_ticks = [x for x in nice_ticks(x_low, x_high, x_count, least=1.0 if whole else 0.0) if x_low <= x <= x_high]
-    y_ticks = nice_ticks(*_spread([y for _, y in points]), max(2, (frame[3] - frame[1]) // 36))
-    bounds = (x_low, y_ticks[0], x_high, y_ticks[-1])
-    parts += [legend, _axes(frame, bounds, x_ticks, y_ticks, x_label, y_label)]
-    for i, (name, line) in enumerate(lines.items()):
-        parts.append(_line(i, name, line, frame, bounds))
-    return "".join([*parts, "</svg>"])
+    y_ticks = nice_ticks(*_spread([*(y for _, y in points), *also]), max(2, (frame[3] - frame[1]) // 36))
+    return (x_low, y_ticks[0], x_high, y_ticks[-1]), x_ticks, y_ticks
 
 
 def finite(points: Sequence[tuple[float, float | None]]) -> Points:
@@ -147,7 +155,7 @@ def _spread(values: Sequence[float], pad: float | None = None) -> tuple[float, f
     return low - pad, high + pad
 
 
-def _place(point: tuple[float, float], frame: Sequence[float], bounds: Sequence[float]) -> tuple[float, float]:
+def place(point: tuple[float, float], frame: Sequence[float], bounds: Sequence[float]) -> tuple[float, float]:
     """Pixels of a point: bounds (x low, y low, x high, y high) fill the frame (left, top, right, bottom)."""
     (left, top, right, bottom), (x_low, y_low, x_high, y_high) = frame, bounds
     return (
@@ -156,29 +164,32 @@ def _place(point: tuple[float, float], frame: Sequence[float], bounds: Sequence[
     )
 
 
-def _axes(
+def axes(
     frame: Sequence[float],
     bounds: Sequence[float],
     x_ticks: Sequence[float],
     y_ticks: Sequence[float],
-    x_label: str,
-    y_label: str,
+    x_label: str = "",
+    y_label: str = "",
 ) -> str:
+    """Lines and labels of the ticks, and the names of the axes that have one."""
     left, top, right, bottom = frame
     parts = []
     for tick, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
-        y = _place((bounds[0], tick), frame, bounds)[1]
+        y = place((bounds[0], tick), frame, bounds)[1]
         parts.append(f'<path d="M{left} {y:.1f}H{right}" style="stroke:var(--grid,#e3e3e0)"/>')
         parts.append(_text(left - 7, y + 4, label.replace("-", "−"), "end"))
     for tick, label in zip(x_ticks, tick_labels(x_ticks or [0.0]), strict=False):
-        x = _place((tick, bounds[1]), frame, bounds)[0]
+        x = place((tick, bounds[1]), frame, bounds)[0]
         parts.append(f'<path d="M{x:.1f} {bottom}v4" style="stroke:var(--axis,#9a9a96)"/>')
         parts.append(_text(x, bottom + 16, label.replace("-", "−"), "middle"))
     parts.append(f'<path d="M{left} {bottom}H{right}" style="stroke:var(--axis,#9a9a96)"/>')
-    parts.append(_text((left + right) / 2, bottom + 34, x_label, "middle"))
-    middle = (top + bottom) / 2
-    turned = f'transform="rotate(-90 12 {middle:.1f})"'
-    parts.append(_text(12, middle, y_label, "middle", turned))
+    if x_label:
+        parts.append(_text((left + right) / 2, bottom + 34, x_label, "middle"))
+    if y_label:
+        middle = (top + bottom) / 2
+        turned = f'transform="rotate(-90 12 {middle:.1f})"'
+        parts.append(_text(12, middle, y_label, "middle", turned))
     return "".join(parts)
 
 
@@ -191,25 +202,26 @@ def _legend(lines: Mapping[str, Points], title: str, width: int) -> tuple[str, i
         wide = 26 + LETTER * len(name) + 14
         if x > 4 and x + wide > width:
             x, y = 4.0, y + ROW
-        parts.append(f'<path d="M{x:.1f} {y - 1}h20" fill="none" style="{_stroke(i)}"/>')
+        parts.append(f'<path d="M{x:.1f} {y - 1}h20" fill="none" style="{stroke(i)}"/>')
         parts.append(_text(x + 26, y + 3, name, "start"))
         x += wide
     return "".join(parts), y + ROW
 
 
-def _line(i: int, name: str, points: Points, frame: Sequence[float], bounds: Sequence[float]) -> str:
+def line(i: int, name: str, points: Points, frame: Sequence[float], bounds: Sequence[float], *, titles: bool = True) -> str:
+    """One series in the i-th color, its points marked when they are few; with `titles` each tells its value by itself."""
     if not points:
         return ""
-    placed = [_place(point, frame, bounds) for point in points]
+    placed = [place(point, frame, bounds) for point in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in _thin(placed))
-    parts = [f'<polyline points="{path}" fill="none" stroke-linejoin="round" style="{_stroke(i)}"/>']
+    parts = [f'<polyline points="{path}" fill="none" stroke-linejoin="round" style="{stroke(i)}"/>']
     marked = range(len(points)) if len(points) <= DOTS else (0, len(points) - 1)
     for k in marked:
         (x, y), (at, value) = placed[k], points[k]
-        told = escape(f"{name}: {value:.6g} at {at:g}")
+        told = f"<title>{escape(f'{name}: {value:.6g} at {at:g}')}</title>" if titles else ""
         radius = 3.5 if len(points) == 1 else 2.2
         fill = f"fill:var(--line-{i + 1},{PALETTE[i]})"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" style="{fill}"><title>{told}</title></circle>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" style="{fill}">{told}</circle>')
     return "".join(parts)
 
 
@@ -225,7 +237,7 @@ def _thin(placed: Points) -> Points:
     return [placed[k] for k in sorted(kept)]
 
 
-def _stroke(i: int) -> str:
+def stroke(i: int) -> str:
     dash = ";stroke-dasharray:6 3" if i >= LIMIT // 2 else ""
     return f"stroke:var(--line-{i + 1},{PALETTE[i]});stroke-width:1.6{dash}"
 
@@ -235,7 +247,7 @@ def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
     return f'<text {place} opacity="0.8"{" " + more if more else ""}>{escape(text)}</text>'
 
 
-def _summary(lines: Mapping[str, Points], x_label: str, y_label: str) -> str:
+def summary(lines: Mapping[str, Points], x_label: str, y_label: str) -> str:
     """The chart in words, for those who do not see it."""
     told = [f"Line chart of {y_label} over {x_label}."]
     for name, points in lines.items():

@@ -43,6 +43,28 @@ class Processes:
         # the outermost too: whoever asks for the weights between two forwards must meet shards
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
+    @contextmanager
+    def whole(self, model: nn.Module) -> Iterator[None]:
+        """Inside, every rank holds the whole weights, and forwards exchange nothing: ranks may make different numbers of them.
+
+        For code that reads, not for updates: what is written to the weights inside is lost where they are sharded.
+        """
+        if not self.sharded:
+            yield
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        try:
+            for module in shards:
+                module.set_reshard_after_forward(False, recurse=False)
+                module.unshard()
+            yield
+        finally:
+            for module in shards:
+                module.set_reshard_after_forward(True, recurse=False)
+                module.reshard()
+
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, wrap: bool = True
     ) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -1,20 +1,20 @@
-"""Pictures from a run's model, as PNG files with their captions; of a control policy one moving picture."""
+"""Samples of a run's model with their prompts: PNG files or texts; of a control policy one moving picture."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from studio.recipe import Recipe, trained
 from studio.run import RunView
 from studio.seeds import row_seed
 from studio.state import final_weights
+from studio.types import Prompts
 
 
 def draw(runs: Path, name: str, prompts: list[str], *, count: int, seed: int, base: bool) -> Path:
-    """`count` pictures, walking through the prompts again and again -> the folder they lie in."""
-    from PIL import Image
-
+    """`count` samples, walking through the prompts again and again -> the folder they lie in."""
     view = RunView.find(runs, name)
     recipe = trained(view.recipe, view.name)
     if recipe.env is not None:
@@ -23,18 +23,29 @@ def draw(runs: Path, name: str, prompts: list[str], *, count: int, seed: int, ba
     policy = recipe.policy.options.build(recipe.seed)
     if not base:
         policy.load(final_weights(view.folder))
-    known = prompts or recipe.prompts.options.held_out(count).text
-    texts = [known[i % len(known)] for i in range(count)]
-    seeds = [row_seed(seed, text, i // len(known)) for i, text in enumerate(texts)]
-    images = policy.images(texts, seeds)
+    known = Prompts(prompts, prompts, [{} for _ in prompts]) if prompts else recipe.prompts.options.held_out(count)
+    rows = known.take([i % len(known) for i in range(count)])
+    seeds = [row_seed(seed, text, i // len(known)) for i, text in enumerate(rows.text)]
+    samples = policy.draw(rows, seeds)
     folder = view.folder / "export" / ("samples-base" if base else "samples")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as lines:
-        for row, (text, image) in enumerate(zip(texts, images, strict=True)):
-            pixels = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-            Image.fromarray(pixels).save(folder / f"{row:04d}.png")
-            lines.write(json.dumps({"path": f"{row:04d}.png", "prompt": text, "seed": seeds[row]}) + "\n")
+        for row, (text, sample) in enumerate(zip(rows.text, samples, strict=True)):
+            name = _write(folder / f"{row:04d}", sample)
+            lines.write(json.dumps({"path": name, "prompt": text, "seed": seeds[row]}) + "\n")
     return folder
+
+
+def _write(stem: Path, sample: Any) -> str:
+    """A picture [3, H, W] as PNG or a text as it is -> the file's name."""
+    if isinstance(sample, str):
+        stem.with_suffix(".txt").write_text(sample, encoding="utf-8")
+        return stem.with_suffix(".txt").name
+    from PIL import Image
+
+    pixels = (sample.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+    Image.fromarray(pixels).save(stem.with_suffix(".png"))
+    return stem.with_suffix(".png").name
 
 
 def _film(view: RunView, recipe: Recipe, *, seed: int, base: bool) -> Path:

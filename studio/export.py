@@ -23,7 +23,7 @@ PARTIAL = ".partial"  # an export in the making, inside its folder
 class Export:
     """What to take out of a run, and in which form."""
 
-    format: Literal["lora", "pipeline", "pruned-depth", "pruned-dense", "pruned-compact", "torchscript"] = "lora"
+    format: Literal["lora", "pipeline", "pruned-depth", "pruned-dense", "pruned-compact", "torchscript", "text"] = "lora"
     weights: Literal["ema", "live"] = "ema"  # the averaged weights that were evaluated, or those the optimizer left
     step: int | None = None  # of a complete checkpoint; None = the newest
     out: Path | None = None  # None = RUN/export/<format>
@@ -46,8 +46,10 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
     block = recipe.policy.options
     if recipe.env is not None or options.format == "torchscript":
         return _control(view, recipe, options)
-    if block.reads != "image":
-        raise ConfigError(f"export: expected a run of an image policy, got {recipe.policy.name!r}. It has no diffusers form.")
+    if block.reads == "text":
+        return _text(view, recipe, options)
+    if block.reads != "image" or options.format == "text":
+        raise ConfigError(f"export: expected a run of an image policy, got {recipe.policy.name!r}. It has no such form.")
     if options.format == "lora" and block.model.train != "lora":
         raise ConfigError(
             f"export: expected a run that trains LoRA adapters, got {view.name!r}, which trains all weights. Use --format pipeline."
@@ -80,6 +82,42 @@ def export_run(view: RunView, options: Export) -> dict[str, Any]:
         own = place if Path(place).is_dir() else None
         license = base_license(block.model.id, own, revision=block.model.revision)
         write_card(view, recipe, facts, license, pairs, partial)
+        contents = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+        replace(partial / MARK, as_json({**facts, "files": contents}, indent=1) + "\n")
+    return {**facts, "folder": str(folder)}
+
+
+def _text(view: RunView, recipe: Recipe, options: Export) -> dict[str, Any]:
+    """A language model for transformers and PEFT."""
+    from studio.export_text import write_card, write_text
+    from studio.license import base_license
+    from studio.text.load import locate
+
+    block = recipe.policy.options
+    if options.format not in ("lora", "text") or (options.format == "lora" and block.model.train != "lora"):
+        raise ConfigError(
+            f"export: expected --format text, or lora for a run that trains adapters, got {options.format!r} for {view.name!r}, "
+            f"which trains {'adapters' if block.model.train == 'lora' else 'all weights'}. Change --format."
+        )
+    checkpoint = view.checkpoint(options.step)
+    folder = options.out if options.out is not None else view.file(f"export/{options.format}")
+    with staged(folder) as partial:
+        policy = block.build(recipe.seed)
+        load_weights(policy, checkpoint, options.weights)
+        written = write_text(policy, partial, form=options.format, dtype=options.dtype)
+        facts = {
+            "run": view.name,
+            "step": int(checkpoint.name),
+            "format": options.format,
+            "weights": options.weights,
+            "base": block.model.id,
+            "architecture": written.architecture,
+            "error": written.error,
+            "effect": written.effect,
+        }
+        place = locate(block.model.id)
+        license = base_license(block.model.id, place if Path(place).is_dir() else None, revision=block.model.revision)
+        write_card(view, recipe, facts, license, partial)
         contents = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
         replace(partial / MARK, as_json({**facts, "files": contents}, indent=1) + "\n")
     return {**facts, "folder": str(folder)}

@@ -13,8 +13,7 @@ from studio.behavior import Behavior
 from studio.core import Objective
 from studio.core.pathwise import PathwiseObjective
 from studio.optim import Average, LearningRate, build_optimizer
-from studio.prompts.source import Shuffled
-from studio.protocols import Arena, Policy, PromptSource, Stateful
+from studio.protocols import Arena, Follows, Policy, Prepares, PromptSource, Stateful
 from studio.recipe import Recipe
 from studio.registry import load
 from studio.scoring import Scorer, check_prompts
@@ -61,12 +60,16 @@ def build_parts(recipe: Recipe, shard: Callable[[nn.Module], None] = lambda mode
     rewards, held_out = Scorer(recipe.rewards), Scorer(recipe.held_out)
     prompts = recipe.prompts.options.build(recipe.seed)
     test = recipe.prompts.options.held_out(recipe.watch.prompts)
-    sight = prompts.prompts if isinstance(prompts, Shuffled) else Prompts([], [], [])  # other sources make them up as they go
+    sight = getattr(prompts, "prompts", Prompts([], [], []))  # some sources make them up as they go
     for scorer in (rewards, held_out):
         check_prompts(scorer.rewards, sight)
         check_prompts(scorer.rewards, test)
     policy = recipe.policy.options.build(recipe.seed)
     shard(policy.model)
+    if isinstance(policy, Prepares):
+        policy.want(recipe.objective().needs)
+        for part in (sight, test):
+            policy.check_prompts(part)
     if "ref" in recipe.objective().needs:
         policy.keep_reference()
     return _around(recipe, policy, prompts, rewards, held_out, test)
@@ -81,10 +84,12 @@ def _in_env(recipe: Recipe, rank: int, world: int) -> Parts:
 
 
 def _around(recipe: Recipe, policy: Any, prompts: Any, rewards: Scorer, held_out: Scorer, test: Prompts, env: Any = None) -> Parts:
-    optimizer = build_optimizer(policy, recipe.train)
+    optimizer, objective = build_optimizer(policy, recipe.train), recipe.objective()
+    if isinstance(prompts, Follows):
+        prompts.follow(objective)
     return Parts(
         policy,
-        recipe.objective(),
+        objective,
         prompts,
         rewards,
         held_out,

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from studio.core.pathwise import PathwiseObjective, pathwise_loss
 from studio.dist import Processes
-from studio.errors import RewardError
 from studio.parts import Parts
 from studio.recipe import Recipe
-from studio.rollout import Batch, draw_rows, fail_together, with_rewards
+from studio.rollout import Batch, draw_rows, failing_together, with_rewards
 from studio.scoring import join_scores, refuse_failures
 from studio.types import Evaluation, Prompts, Rollout, Scores
 from studio.update import optimize, reward_metrics
@@ -55,14 +54,11 @@ def scores_with_gradient(
     parts: Parts, processes: Processes, prompts: Prompts, takes: Sequence[Tensor], max_failures: float
 ) -> list[dict[str, Scores]]:
     """The scores of every take, or the failure of any rank's reward."""
-    scores, failure = [], None
-    try:
+    scores = []
+    with failing_together(processes):
         for images in takes:
             scores.append(parts.rewards.score_with_gradient(prompts, images))
             refuse_failures(scores[-1], max_failures)
-    except RewardError as error:
-        failure = error
-    fail_together(failure, processes)
     return scores
 
 

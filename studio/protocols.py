@@ -47,6 +47,14 @@ class Monitored(Protocol):
     def monitor(self, rollout: Rollout, credit: Credit, step: int) -> dict[str, float]: ...
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """A policy that computes what its objective asks for and no more, and refuses what it cannot read before sampling it."""
+
+    def want(self, needs: frozenset[str]) -> None: ...
+    def check_prompts(self, prompts: Prompts) -> None: ...
+
+
 class Arena(Protocol):
     """Where a control policy acts: environments of this process, with what is remembered of them between iterations."""
 
@@ -65,6 +73,20 @@ class PromptSource(Protocol):
 
     def next(self, count: int) -> Prompts: ...
     def update(self, rollout: Rollout) -> None: ...
+
+
+@runtime_checkable
+class Follows(PromptSource, Protocol):
+    """A prompt source that draws by what the objective of the run knows."""
+
+    def follow(self, objective: Any) -> None: ...
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """Options of a prompt source that fits some recipes only: it says which, before a model is loaded."""
+
+    def check_recipe(self, recipe: Any, processes: int) -> None: ...
 
 
 class RewardFn(Protocol):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from studio.config import Component, Kind, Weighted, apply_overrides, build, load_yaml, parse_yaml
 from studio.errors import ConfigError, NeedsError
 from studio.names import suggestion
+from studio.protocols import Particular
 from studio.settings import Acting, Train, Watch
 
 WIDE, LARGEST_MINIBATCH = 8192, 16384  # environments, and actions per optimizer step that still train well with as many
@@ -62,6 +63,9 @@ class Recipe:
                 f"recipe.env: expected an environment for policy {self.policy.name!r}, got none. Add one: 'env: multigoal'."
             )
         self._check_plan(processes)
+        source = self.prompts.options if self.prompts else None
+        if isinstance(source, Particular):
+            source.check_recipe(self, processes)
         compares = getattr(self.objective(), "compares", False)
         if self.train.group_size == 1 and compares:
             raise ConfigError(
@@ -84,7 +88,7 @@ class Recipe:
             self._check_differentiable()
         if self.train.mixed_precision == "fp16":
             warnings.append("train.mixed_precision is fp16: gradients are not rescaled and small ones vanish; prefer bf16")
-        if not compares:
+        if not compares or not self.rewards:
             return warnings
         published = "published are 8 prompts × 8 samples on one GPU, 48 × 24 in full"
         if self.train.groups_per_step < 8:
@@ -102,10 +106,11 @@ class Recipe:
                 f"recipe.env: expected a policy that reads states, got {self.policy.name!r}, which makes "
                 f"{self.policy.options.reads}s. Use policyflow or gaussian, or remove env."
             )
-        if objective.compares:
+        if objective.critic is None:
             raise ConfigError(
-                f"recipe.algorithm: expected one with a critic, got {self.algorithm.name!r}, which compares the samples of a "
-                "prompt; an environment has none. Use ppo or policyflow."
+                f"recipe.algorithm: expected one with a critic, got {self.algorithm.name!r}, which reads one reward for each row; "
+                "an environment gives one for each action. Use ppo, policyflow, or the same objective with a critic: "
+                f"algorithm='{{name: actor_critic, of: {self.algorithm.name}}}'."
             )
         if acting.environments % processes:
             raise ConfigError(
@@ -154,6 +159,12 @@ class Recipe:
                 f"recipe.train.minibatches: expected a divisor or a multiple of gradient_accumulation_steps = "
                 f"{train.gradient_accumulation_steps} that divides the {rows // processes} rows of a process, got "
                 f"{train.minibatches}. Change one of the two."
+            )
+        if getattr(self.objective(), "span", "row") == "group" and rows // (processes * larger) % train.group_size:
+            raise ConfigError(
+                f"recipe.train: expected whole groups of {train.group_size} rows in every part for algorithm "
+                f"{self.algorithm.name!r}, which compares the rows of a prompt, got parts of {rows // (processes * larger)}. Lower "
+                "minibatches or gradient_accumulation_steps."
             )
         if train.minibatches > 1 and getattr(self.objective(), "span", "batch") == "batch":
             raise ConfigError(

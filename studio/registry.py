@@ -12,7 +12,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "algorithm": ("studio.algorithms:ALGORITHMS", "pruning:ALGORITHMS"),
     "reward": ("rewards:REWARDS",),
     "prompts": ("studio.prompts:PROMPTS",),
-    "policy": ("flows:POLICIES", "pruning:POLICIES"),
+    "policy": ("flows:POLICIES", "studio.text:POLICIES", "pruning:POLICIES"),
     "criterion": ("pruning:CRITERIA",),
     "env": ("flows.control:ENVIRONMENTS",),
 }

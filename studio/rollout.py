@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from studio.recipe import Recipe
 from studio.replay import cuts, positions
 from studio.scoring import Scorer, join_scores, parts_of, reward_of
 from studio.seeds import row_seed
-from studio.types import Evaluation, Prompts, Rollout, Scores
+from studio.types import Credit, Evaluation, Prompts, Rollout, Scores
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Batch:
     rollout: Rollout
     everyone: Rollout  # rewards, groups and masks of the global batch; no samples, no traces
     mine: slice  # this rank's rows of it
+    credit: Credit | None = None  # of this rank's rows, once it is assigned
 
 
 def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:
@@ -35,15 +39,7 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     began = time.monotonic()
     settings = recipe.train
     rows, seeds = draw_rows(recipe, parts, processes, step)
-    with processes.autocast(), parts.behavior.applied():
-        rollout = parts.policy.sample(
-            rows.prompts,
-            group=torch.tensor(rows.group),
-            seeds=seeds,
-            step=step,
-            finished=parts.rewards.submit,  # type: ignore[call-arg]
-            micro=len(seeds) // settings.gradient_accumulation_steps,  # type: ignore[call-arg]
-        )
+    rollout = _sampled(parts, processes, rows, seeds, step, micro=len(seeds) // settings.gradient_accumulation_steps)
     if "ref" in parts.objective.needs:
         with torch.no_grad(), processes.autocast(), parts.policy.reference():
             steps = positions(rollout, settings.split_steps)
@@ -56,6 +52,16 @@ def sample(recipe: Recipe, parts: Parts, processes: Processes, step: int) -> tup
     ranks = _scores_of_all(parts.rewards, processes)
     timing = {"time/sample": sampled - began, "time/reward_wait": time.monotonic() - sampled}
     return with_rewards(recipe, parts, processes, rollout, ranks, rows.start), timing
+
+
+def _sampled(parts: Parts, processes: Processes, rows: Rows, seeds: list[int], step: int, micro: int) -> Rollout:
+    """The policy's rollout; rewards begin on every part of it as it is done. A server that samples may fail: on all ranks then."""
+    policy: Any = parts.policy
+    whole = processes.whole(policy.model) if getattr(policy, "uneven", False) else nullcontext()
+    with processes.autocast(), parts.behavior.applied(), whole, failing_together(processes):
+        return policy.sample(
+            rows.prompts, group=torch.tensor(rows.group), seeds=seeds, step=step, finished=parts.rewards.submit, micro=micro
+        )
 
 
 def act(parts: Parts, processes: Processes, step: int) -> tuple[Batch, dict[str, float]]:
@@ -88,10 +94,12 @@ def with_rewards(
     device = rollout.mask.device
     whole = {name: join_scores([rank[name] for rank in ranks]) for name in ranks[0]}
     everyone = _everyone(rollout, processes)
+    mine = slice(start, start + len(rollout.mask))
+    if not whole:  # objectives of preference pairs
+        return Batch(rollout, everyone, mine)
     whole = parts.rewards.compared(whole, everyone.group)
     reward, present = reward_of(whole, parts.rewards.weights, everyone, how, recipe.train.max_failures)
     everyone = replace(everyone, reward=reward.to(device), present=present.to(device), parts=parts_of(whole))
-    mine = slice(start, start + len(rollout.mask))
     scored = everyone.at(mine)
     rollout = replace(rollout, reward=scored.reward, present=scored.present, parts=scored.parts)
     return Batch(rollout, everyone, mine)
@@ -99,25 +107,27 @@ def with_rewards(
 
 def _scores_of_all(rewards: Scorer, processes: Processes) -> list[dict[str, Scores]]:
     """Every rank's scores, or the failure of any rank's reward."""
-    scores, failure = {}, None
-    try:
+    with failing_together(processes):
         scores = rewards.collect()
-    except RewardError as error:
-        failure = error
-    fail_together(failure, processes)
     return processes.gather_objects(scores)
 
 
-def fail_together(failure: RewardError | None, processes: Processes) -> None:
-    """Raises on all ranks what a reward raised on one, so that they can save a checkpoint together."""
+@contextmanager
+def failing_together(processes: Processes) -> Iterator[None]:
+    """Raises on all ranks what a reward or a sampling server raised on one, so that they can save a checkpoint together."""
+    failure = None
+    try:
+        yield
+    except RewardError as error:
+        failure = error
     for other in (failure, *processes.gather_objects(failure)):
         if other is not None:
             raise other
 
 
 def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
-    """The global batch as far as credit needs it: no samples, no traces, only small [B] and [B, T] fields."""
-    small = ("dt", "jacobian", "logp", "entropy", "value")
+    """The global batch as far as credit needs it: texts, no images, no traces, and of what policies said the [B, T] fields."""
+    small = ("dt", "jacobian", "logp", "entropy", "value", "post", "token", "tempered")
     old = {name: getattr(rollout.old, name) for name in small}
     ref = None if rollout.ref is None else {name: getattr(rollout.ref, name) for name in small}
     gather = {True: processes.gather, False: lambda x: x}[processes.world > 1]
@@ -125,15 +135,17 @@ def _everyone(rollout: Rollout, processes: Processes) -> Rollout:
     def light(said: dict[str, Tensor | None]) -> Evaluation:
         return Evaluation(**{name: None if value is None else gather(value) for name, value in said.items()})
 
-    ranks = processes.gather_objects(rollout.prompts)
+    texts = rollout.samples if isinstance(rollout.samples, list) else None
+    ranks = processes.gather_objects((rollout.prompts, texts))
     return Rollout(
-        Prompts(*([item for rank in ranks for item in getattr(rank, name)] for name in ("text", "key", "info"))),
-        None,
+        Prompts(*([item for rank, _ in ranks for item in getattr(rank, name)] for name in ("text", "key", "info"))),
+        None if texts is None else [text for _, texts in ranks for text in texts],
         None,
         gather(rollout.mask),
         gather(rollout.group),
         light(old),
         ref=None if ref is None else light(ref),
+        **{n: None if (value := getattr(rollout, n)) is None else gather(value) for n in ("cut", "given", "segment", "engine")},
     )
 
 

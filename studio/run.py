@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,18 +150,32 @@ class Run:
         """Write summary.json, the figures that other programs read."""
         replace(self.folder / "summary.json", as_json(data, indent=1))
 
-    def save_samples(self, step: int, samples: Tensor | list[str], records: Sequence[Mapping[str, Any]]) -> Path:
-        """Write images [N, 3, H, W] in [0, 1] or texts, with one record each; returns their folder."""
+    def save_samples(
+        self,
+        step: int,
+        samples: Tensor | list[str],
+        records: Sequence[Mapping[str, Any]],
+        films: Mapping[str, bytes] | None = None,
+    ) -> Path:
+        """Write images [N, 3, H, W] in [0, 1] or texts, with one record each, and GIFs by `prompt_id`; returns their folder."""
+        return self._keep(step, "samples.jsonl", records, lambda folder: write_samples(folder, samples, records, films or {}))
+
+    def save_groups(self, step: int, samples: Tensor | list[str], records: Sequence[Mapping[str, Any]]) -> Path:
+        """The same for samples of a training rollout, beside those of the evaluation: g003-s01.webp and groups.jsonl."""
+        named = [{"prompt_id": f"g{record['group']:03d}", "sample_id": record["sample_id"]} for record in records]
+        return self._keep(step, "groups.jsonl", records, lambda folder: write_samples(folder, samples, named))
+
+    def _keep(
+        self, step: int, table: str, records: Sequence[Mapping[str, Any]], write: Callable[[Path], list[dict[str, Any]]]
+    ) -> Path:
+        """Files first, then their records: no record names a file that is not there yet."""
         folder = self.folder / "samples" / numbered(step)
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            facts = write_samples(folder, samples, records)
-        inside = f"samples/{folder.name}"
-        rows = [
-            {"step": step, **record, **fact, "path": f"{inside}/{fact['path']}"}
-            for record, fact in zip(records, facts, strict=True)
-        ]
-        append(folder / "samples.jsonl", rows)  # last, so that a record never names a file that is not there yet
+            facts = write(folder)
+        for fact in facts:
+            fact |= {name: f"samples/{folder.name}/{fact[name]}" for name in ("path", "film") if name in fact}
+        append(folder / table, [{"step": step, **record, **fact} for record, fact in zip(records, facts, strict=True)])
         return folder
 
     @contextmanager

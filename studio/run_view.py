@@ -94,7 +94,18 @@ class RunView:
 
     def samples(self, step: int) -> list[dict[str, Any]]:
         """The records of one step, each with `file`, the place of its image or text."""
-        records = read_records(self.file(f"samples/{numbered(step)}/samples.jsonl"))[0]
+        return self._samples(step, "samples.jsonl")
+
+    def group_steps(self) -> list[int]:
+        """Steps with samples of a training rollout, ascending."""
+        return [int(path.name) for path in step_folders(self.folder / "samples") if (path / "groups.jsonl").is_file()]
+
+    def groups(self, step: int) -> list[dict[str, Any]]:
+        """Samples of the rollout before this step, each with `file`, `group`, `advantage`, and `tokens` where it is a text."""
+        return self._samples(step, "groups.jsonl")
+
+    def _samples(self, step: int, table: str) -> list[dict[str, Any]]:
+        records = read_records(self.file(f"samples/{numbered(step)}/{table}"))[0]
         by_path = {record["path"]: record for record in records if "path" in record}
         return [{**record, "file": self.file(path)} for path, record in by_path.items()]
 

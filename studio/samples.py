@@ -15,11 +15,21 @@ if TYPE_CHECKING:
 LOSSLESS_SIDE = 64  # images up to this side are kept as PNG: compression would show
 
 
-def write_samples(folder: Path, samples: Tensor | list[str], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write images [N, 3, H, W] in [0, 1] or texts into a folder -> what each record should say of its file."""
+def write_samples(
+    folder: Path, samples: Tensor | list[str], records: Sequence[Mapping[str, Any]], films: Mapping[str, bytes] | None = None
+) -> list[dict[str, Any]]:
+    """Write images [N, 3, H, W] in [0, 1] or texts into a folder -> what each record should say of its file.
+
+    A GIF in `films` stands beside the sample of its `prompt_id`, as `film`.
+    """
     if len(samples) != len(records):
         raise ShapeError(f"save_samples: got {len(samples)} samples but {len(records)} records. Give as many.")
-    return (_save_texts if isinstance(samples, list) else _save_images)(folder, samples, records)  # type: ignore[arg-type]
+    facts = (_save_texts if isinstance(samples, list) else _save_images)(folder, samples, records)  # type: ignore[arg-type]
+    for record, fact in zip(records, facts, strict=True):
+        if film := (films or {}).get(record.get("prompt_id", "")):
+            fact["film"] = Path(fact["path"]).with_suffix(".gif").name
+            (folder / fact["film"]).write_bytes(film)
+    return facts
 
 
 def _stems(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -45,12 +45,7 @@ class Reader:
         if not isinstance(data, Mapping):
             return self.wrong(path, "a block of `key: value` lines", data)
         slots, before, values = slots_of(cls), len(self.problems), {}
-        known = [*extra, *slots]
-        for key in data:
-            if key not in slots:
-                listed = ", ".join(known) or "none"
-                guess = suggestion(str(key), known)
-                self.problems.append(f"{path}.{key}: {subject!r} has no such field{guess} (fields: {listed})")
+        self.strangers(data, [*extra, *slots], path, subject)
         for slot in slots.values():
             place = f"{path}.{slot.name}"
             if slot.name in data:
@@ -58,6 +53,13 @@ class Reader:
             elif slot.default is None:
                 self.problems.append(f"{place}: expected {in_words(slot.annotation)}, got nothing. Add this line.")
         return _BAD if len(self.problems) > before else self.made(cls, values, path)
+
+    def strangers(self, data: Mapping, known: Sequence[str], path: str, subject: str) -> None:
+        """A problem for every key that is not the name of a field."""
+        for key in data:
+            if key not in known:
+                listed, guess = ", ".join(known) or "none", suggestion(str(key), known)
+                self.problems.append(f"{path}.{key}: {subject!r} has no such field{guess} (fields: {listed})")
 
     def made(self, cls: type, values: dict[str, Any], path: str) -> Any:
         """The instance; a check of the class itself (`__post_init__`) that fails is a problem of the file."""
@@ -69,21 +71,28 @@ class Reader:
 
     def component(self, shape: type, kind: str, data: Any, path: str, key: str | None = None) -> Any:
         """A Component or Weighted from `{name: ..., options}`; `key` is the name unless the block gives one."""
+        found = self.named(shape, kind, data, path, key)
+        return self._component(shape, registry.lookup(kind, found[0]), *found, path) if found else _BAD
+
+    def named(self, shape: type, kind: str, data: Any, path: str, key: str | None = None) -> tuple[str, dict[str, Any]] | None:
+        """The name in a component's block, which the registry knows, and the rest of the block; None after a problem."""
         if isinstance(data, str):
             data = {"name": data}
         elif shape is Weighted and isinstance(data, int | float) and not isinstance(data, bool):
             data = {"weight": data}
         data = {} if data is None else data
         if not isinstance(data, Mapping):
-            return self.wrong(path, in_words(Annotated[shape, Kind(kind)]), data)
+            self.wrong(path, in_words(Annotated[shape, Kind(kind)]), data)
+            return None
         options = dict(data)
         name = options.pop("name", key)
         if not isinstance(name, str):
-            return self.wrong(f"{path}.name", f"a name ({', '.join(registry.names(kind))})", name)
+            self.wrong(f"{path}.name", f"a name ({', '.join(registry.names(kind))})", name)
+            return None
         if name not in registry.table(kind):
             self.problems.append(f"{path}.name: {registry.unknown(kind, name)}")
-            return _BAD
-        return self._component(shape, registry.lookup(kind, name), name, options, path)
+            return None
+        return name, options
 
     def _component(self, shape: type, cls: type, name: str, options: dict[str, Any], path: str) -> Any:
         own = ("name", "weight") if shape is Weighted else ("name",)

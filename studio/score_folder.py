@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rewards.pictures import read_picture
@@ -20,18 +19,34 @@ from studio.types import Prompts
 KINDS = (".png", ".webp", ".jpg", ".jpeg")
 
 
-def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], Tensor, Prompts]:
-    """Image files of a folder, sorted, as [N, 3, H, W] in [0, 1] (all of one size), with their prompts."""
+def read_folder(folder: Path, prompt: str | None) -> tuple[list[str], list[Tensor], Prompts]:
+    """Names of the image files of a folder, sorted, the images as [3, H, W] in [0, 1], each of its own size, with their prompts."""
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in KINDS) if folder.is_dir() else []
     if not files:
         raise ConfigError(f"{folder}: expected a folder of images ({', '.join(KINDS)}), got none. Name another folder.")
-    pictures = [read_picture(file) for file in files]
-    sizes = {tuple(picture.shape[1:]) for picture in pictures}
-    if len(sizes) > 1:
-        raise ConfigError(f"{folder}: expected images of one size, got {sorted(sizes)}. Score them by size.")
+    pictures = [_picture(file) for file in files]
     records = _records(folder)
     texts = _captions(folder, files, prompt, records)
-    return files, torch.stack(pictures), Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files])
+    return (
+        [file.name for file in files],
+        pictures,
+        Prompts(texts, texts, [_info(folder, records.get(file.name, {})) for file in files]),
+    )
+
+
+def by_size(pictures: list[Tensor]) -> list[list[int]]:
+    """Positions of the images that have one size, a list for each size, in order of appearance."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, picture in enumerate(pictures):
+        places.setdefault(tuple(picture.shape), []).append(place)
+    return list(places.values())
+
+
+def _picture(file: Path) -> Tensor:
+    try:
+        return read_picture(file)
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"{file}: expected a whole picture, got: {problem}. Save it again or take it out.") from problem
 
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,18 +15,32 @@ from rewards.candidates import Compares, by_key, compared
 from rewards.combine import combine
 from rewards.guards import guard_stats
 from rewards.score import check_prompts, refuse_failures, score_all
+from rewards.text_guards import text_stats
 from studio.config import Weighted
 from studio.types import Prompts, Rollout, Scores
 
-__all__ = ["Scorer", "guard_stats", "join_scores", "refuse_failures", "reward_of", "check_prompts"]
+__all__ = ["Scorer", "guard_stats", "join_scores", "refuse_failures", "reward_of", "check_prompts", "text_stats"]
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """A reward that scores by what earlier iterations showed: its scores may not be remembered by sample."""
+
+    def update(self, rollout: Rollout) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 class Scorer:
     """Named rewards, scored by one worker thread in the order of submission."""
 
     def __init__(self, blocks: Mapping[str, Weighted]) -> None:
-        self.named = {name: block.options for name, block in blocks.items()}
-        self.rewards = {name: Cached(r.alone() if isinstance(r, Compares) else r) for name, r in self.named.items()}
+        # a recipe may be run twice in a process: what one run's reward remembers is not the other's
+        own = {name: block.options for name, block in blocks.items()}
+        self.named = {name: replace(reward) if isinstance(reward, Learns) else reward for name, reward in own.items()}
+        self.rewards = {
+            name: Cached(r.alone() if isinstance(r, Compares) else r, **({"size": 0} if isinstance(r, Learns) else {}))
+            for name, r in self.named.items()
+        }
         self.weights = {name: block.weight for name, block in blocks.items()}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._pending: list[Future[dict[str, Scores]]] = []
@@ -51,6 +66,12 @@ class Scorer:
     def _alone(self, prompts: Prompts, samples: Any) -> dict[str, Scores]:
         with torch.no_grad():
             return score_all(self.rewards, samples, prompts)
+
+    def update(self, everyone: Rollout) -> None:
+        """Lets rewards with a memory learn from a finished iteration; all ranks see the same rows."""
+        for reward in self.named.values():
+            if isinstance(reward, Learns):
+                reward.update(everyone)
 
     def score_with_gradient(self, prompts: Prompts, samples: Any) -> dict[str, Scores]:
         """Scores in the caller's thread, with gradients of differentiable rewards."""

@@ -88,6 +88,7 @@ class Watch:
     every: Positive = 20  # iterations between evaluations; the first is the untouched base
     prompts: Positive = 64  # held-out prompts per evaluation
     samples: Annotated[int, Field(ge=0)] = 24  # pictures kept of each evaluation
+    groups: Annotated[int, Field(ge=0)] = 2  # prompts of the last rollout whose samples are kept beside them, with their advantages
     episodes: Positive = 64  # of a control policy per evaluation
     fall: Annotated[float, Field(gt=0)] = 3.0  # alarm: held-out mean this many standard errors below the base while the proxy rose
     sigmas: Annotated[float, Field(gt=0)] = 3.0  # alarm: a guard's mean this many base standard deviations away

@@ -13,9 +13,12 @@ import torch
 
 from studio.dist import Processes
 from studio.errors import RewardError
+from studio.first_estimates import first_estimates
+from studio.kept import first_groups
 from studio.parts import Parts, build_parts
 from studio.recipe import Recipe
 from studio.registry import load
+from studio.rollout import Batch
 from studio.run import Run
 from studio.signals import StopOnSignal
 from studio.state import WEIGHTS, load_state, remember, save_state
@@ -35,7 +38,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     model, optimizer = processes.prepare(parts.policy.model, parts.optimizer, wrap=parts.env is None)  # type: ignore[attr-defined]
     parts.optimizer = parts.rate.optimizer = optimizer
     if model is not parts.policy.model:  # type: ignore[attr-defined]
-        parts.policy.backbone.training_network = model  # type: ignore[attr-defined]
+        parts.policy.distribute(model)  # type: ignore[attr-defined]
     if parts.env is not None:
         parts.env.together = parts.policy.together = processes.sum  # type: ignore[attr-defined]
     start = _resume(run, parts, processes)
@@ -48,6 +51,7 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     done = saved = start
     try:
         if start == 0:
+            first_estimates(recipe, parts, processes)
             _watch(0, recipe, run, parts, processes)  # the untouched base: what every later evaluation is compared with
         for step in range(start, recipe.train.steps):
             began = time.monotonic()
@@ -56,17 +60,18 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
             if parts.prompts is not None:
                 parts.prompts.update(batch.everyone)
             parts.objective.update(batch.everyone)
+            parts.rewards.update(batch.everyone)
             values |= {"time/step": time.monotonic() - began}
             done, undo = step + 1, remember({})
             if processes.main:
                 run.log(done, values)
                 report(done, values)
             processes.log(values, done)
-            alarmed = done % recipe.watch.every == 0 and _watch(done, recipe, run, parts, processes)
+            alarmed = done % recipe.watch.every == 0 and _watch(done, recipe, run, parts, processes, batch)
             asked = run.poll_control() if processes.main else set()
             flags = processes.agree({name: name in asked for name in ("stop", "save", "sample")} | {"signal": stop.wanted})
             if flags["sample"] and done % recipe.watch.every:
-                _watch(done, recipe, run, parts, processes)
+                _watch(done, recipe, run, parts, processes, batch)
             leave = flags["stop"] or flags["signal"] or alarmed
             if leave or flags["save"] or done % recipe.train.checkpointing_steps == 0 or done == recipe.train.steps:
                 _checkpoint(run, parts, processes, done, recipe)
@@ -93,11 +98,14 @@ def train(recipe: Recipe, run: Run, *, report: Report = lambda step, values: Non
     return state
 
 
-def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Processes) -> bool:
-    """Evaluate -> whether the run should stop; a failed reward fails on all ranks.
+def _watch(step: int, recipe: Recipe, run: Run, parts: Parts, processes: Processes, batch: Batch | None = None) -> bool:
+    """Keep the first groups of the last rollout, evaluate -> whether the run should stop; a failed reward fails on all ranks.
 
     Rank 0 works, the others wait; with shards all take part in every forward.
     """
+    kept = first_groups(step, batch, parts.policy, recipe.watch.groups) if batch is not None and processes.main else None
+    if kept is not None:
+        run.save_groups(step, *kept)
     stop, failure = False, None
     if (len(parts.test) or parts.env) and (processes.main or processes.sharded):
         try:
@@ -118,7 +126,7 @@ def _evaluate(step: int, recipe: Recipe, run: Run, parts: Parts, *, write: bool)
         return False
     run.log(step, seen.metrics)
     if seen.records:
-        run.save_samples(step, seen.images, seen.records)
+        run.save_samples(step, seen.samples, seen.records, seen.films)
     for message in seen.alarms:
         run.event("alarm", step=step, message=message)
     return bool(seen.alarms) and recipe.watch.stop

@@ -50,6 +50,9 @@ class Evaluation:
     target: Tensor | None = None  # [B, T, *E] the velocity that leads to the recorded sample, noise - sample
     sigma: Tensor | None = None  # [B, T] noise level of the recorded points, 1 = noise
     value: Tensor | None = None  # [B, T] critic
+    post: Tensor | None = None  # [B, T] second critic: of what a decision made of the state, before chance moves on (PDPPO)
+    token: Tensor | None = None  # [B, T] int64, which one was taken, where decisions are discrete
+    tempered: Tensor | None = None  # [B, T, 3] logp of the same decision at the other TEMPERATURES (studio.core.tempered)
     kl: Tensor | None = None  # [B, T] KL(old || this) of the decision's distribution, where it has a closed form
     residual: Tensor | None = None  # [B, T, *E] how far the velocity is from that of spreading particles (PolicyFlow)
 
@@ -74,6 +77,9 @@ class Rollout:
         None  # [B, T] old value of the state a decision led to, 0 where the task ended; None = the next decision's
     )
     ends: Tensor | None = None  # [B, T] bool, the next decision of the row belongs to another episode
+    cut: Tensor | None = None  # [B] bool, a limit cut the row before it ended; None = all ended
+    given: Tensor | None = None  # [B] bool, the row was read from data, not sampled; None = all were sampled
+    segment: Tensor | None = None  # [B, T] int64 from 0, the part of the row a decision belongs to: reasoning step, turn, budget
     present: Tensor | None = None  # [B] bool, False = the reward is missing; None = all present
     parts: Mapping[str, Tensor] = field(default_factory=dict)  # named reward parts [B]; NaN where missing
     seeds: Sequence[int] = ()  # [B] the seed of each row's noise
@@ -98,6 +104,9 @@ class Rollout:
             group=self.group[rows],
             after=_cut(self.after, rows, steps),
             ends=_cut(self.ends, rows, steps),
+            cut=None if self.cut is None else self.cut[rows],
+            given=None if self.given is None else self.given[rows],
+            segment=_cut(self.segment, rows, steps),
             old=self.old.at(rows, steps),
             engine=_cut(self.engine, rows, steps),
             ref=None if self.ref is None else self.ref.at(rows, steps),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from studio.prompts.select import repetition
 from studio.protocols import Policy
-from studio.scoring import Scorer, guard_stats, parts_of
+from studio.scoring import Scorer, guard_stats, parts_of, text_stats
 from studio.seeds import row_seed
 from studio.settings import Watch
 from studio.types import Prompts
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Images of fixed prompts and seeds with everything measured on them."""
+    """Images or texts of fixed prompts and seeds with everything measured on them."""
 
     prompts: Prompts
     seeds: list[int]
-    images: Tensor
+    samples: Tensor | list[str]
     rewards: dict[str, Tensor]  # [N] trained rewards and their parts
     held_out: dict[str, Tensor]  # [N]
     guards: dict[str, Tensor]  # [N]
@@ -45,9 +45,10 @@ class Seen:
     """What an evaluation leaves in the run folder."""
 
     metrics: dict[str, float]
-    images: Tensor  # [n, C, H, W] on the CPU, the pictures that are kept
+    samples: Tensor | list[str]  # what is kept: pictures [n, C, H, W] on the CPU, or texts
     records: list[dict[str, Any]]  # one for each of them
     alarms: list[str] = field(default_factory=list)
+    films: Mapping[str, bytes] = field(default_factory=dict)  # GIF files by the prompt_id of the record that they belong to
 
 
 def look(step: int, recipe: Recipe, parts: Parts) -> Seen:
@@ -55,30 +56,33 @@ def look(step: int, recipe: Recipe, parts: Parts) -> Seen:
     if parts.env is not None:
         return parts.env.look(parts.policy, step, recipe.watch.episodes, recipe.seed)
     seen, count = evaluate(parts.policy, parts.test, parts.rewards, parts.held_out, recipe.seed), recipe.watch.samples
-    return Seen(
-        watch_metrics(seen), seen.images[:count].cpu(), records(step, seen, count), parts.alarm.look(seen, list(recipe.rewards))
-    )
+    return Seen(watch_metrics(seen), shown(seen, count), records(step, seen, count), parts.alarm.look(seen, list(recipe.rewards)))
 
 
 def evaluate(policy: Policy, prompts: Prompts, rewards: Scorer, held_out: Scorer, seed: int) -> Evaluated:
-    """Draw each prompt once with its own seed and measure; the same seed gives the same pictures at every step.
+    """Draw each prompt once with its own seed and measure; the same seed gives the same samples at every step.
 
-    A prompt that the list repeats gets another seed each time: the same picture twice would count twice in every mean.
+    A prompt that the list repeats gets another seed each time: the same sample twice would count twice in every mean.
     """
     seeds = [row_seed(seed, key, again) for key, again in zip(prompts.key, repetition(prompts.key), strict=True)]
-    images = policy.images(prompts.text, seeds)  # type: ignore[attr-defined]
+    samples = policy.draw(prompts, seeds)  # type: ignore[attr-defined]
     return Evaluated(
         prompts,
         seeds,
-        images,
-        parts_of(rewards.score(prompts, images)),
-        parts_of(held_out.score(prompts, images)) if held_out.rewards else {},
-        guard_stats(images.cpu()),
+        samples,
+        parts_of(rewards.score(prompts, samples)),
+        parts_of(held_out.score(prompts, samples)) if held_out.rewards else {},
+        text_stats(samples) if isinstance(samples, list) else guard_stats(samples.cpu()),
     )
 
 
+def shown(seen: Evaluated, count: int) -> Tensor | list[str]:
+    """The first samples, as they are written to disk."""
+    return seen.samples[:count] if isinstance(seen.samples, list) else seen.samples[:count].cpu()
+
+
 def records(step: int, evaluated: Evaluated, count: int) -> list[dict[str, Any]]:
-    """Sample records of the run folder for the first `count` pictures."""
+    """Sample records of the run folder for the first `count` samples."""
     table = {**evaluated.rewards, **{f"held_out.{k}": v for k, v in evaluated.held_out.items()}}
     return [
         {

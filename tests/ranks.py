@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +17,7 @@ import torch
 torch.set_num_threads(1)
 import {module} as shared
 from studio.dist import Processes
+from studio.errors import StudioError
 from studio.run import Run
 from studio.train import train
 from test_train import fresh
@@ -30,13 +31,26 @@ for name, recipe in {{{recipes}}}.items():
     while not (folder / "ready").exists():
         time.sleep(0.05)
     run = run if os.environ["RANK"] == "0" else Run(folder, {{}})
-    assert train(recipe, run) == "finished"
+    if name in {sharded!r}:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"  # what the launcher's FSDP profile sets; read once a run
+    try:
+        assert train(recipe, run) == "finished"
+    except StudioError as error:
+        if name not in {fails!r}:
+            raise
+        (folder / ("failed-" + os.environ["RANK"])).write_text(f"{{error.exit_code}} {{error}}")
 """
 
 
-def train_two(module: str, recipes: Mapping[str, str], root: Path) -> None:
-    """Runs in two processes, one after the other, in root/NAME; a recipe is an expression of `shared`, the test module."""
-    run_two(TRAIN.format(module=module, recipes=", ".join(f"{name!r}: {made}" for name, made in recipes.items())), root)
+def train_two(
+    module: str, recipes: Mapping[str, str], root: Path, *, sharded: Collection[str] = (), fails: Collection[str] = ()
+) -> None:
+    """Runs in two processes, one after the other, in root/NAME; a recipe is an expression of `shared`, the test module.
+
+    Those named in `sharded` run with FSDP2; those in `fails` may end with an error, which each rank writes to `failed-RANK`.
+    """
+    made = ", ".join(f"{name!r}: {recipe}" for name, recipe in recipes.items())
+    run_two(TRAIN.format(module=module, recipes=made, sharded=tuple(sharded), fails=tuple(fails)), root)
 
 
 def run_two(script: str, root: Path) -> None:

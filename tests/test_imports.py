@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("studio", "flows", "rewards", "pruning", "ui")
 
-BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "studio.names", "studio.seeds")
-COMPONENT = (*BASE, "studio.core", "studio.algorithms")
+BASE = ("studio.types", "studio.protocols", "studio.errors", "studio.shapes", "studio.names", "studio.seeds", "studio.post")
+COMPONENT = (*BASE, "studio.core", "studio.algorithms", "studio.frozen")
 SPINE = (*BASE, "studio.registry", "studio.annotation", "studio.wording", "studio.schema", "studio.config", "studio.recipe")
 SPINE += ("studio.files", "studio.process")
 SPINE += ("studio.run", "studio.dist", "studio.optim", "studio.prompts", "studio.scoring", "studio.watch")
@@ -27,6 +27,8 @@ SPINE += (
     "studio.signals",
     "studio.behavior",
     "studio.pathwise",
+    "studio.kept",
+    "studio.first_estimates",
 )
 
 PARTS = ("recipe", "build", "learn", "measure", "memory", "network")  # of a prune run, that stand on recipes and the loop
@@ -38,8 +40,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio": (*SPINE, "studio.core", "studio.train"),  # modules of the spine name no backbone, reward or algorithm
     "studio.core": BASE,
     "studio.algorithms": (*BASE, "studio.core"),
+    "studio.algorithms.actor_critic": (*BASE, "studio.core", "studio.algorithms", "studio.annotation"),  # it holds another one
     "studio.prompts": COMPONENT,
+    # sources around another source
+    **{f"studio.prompts.{n}": (*COMPONENT, "studio.prompts", "studio.annotation") for n in ("priority", "windows", "budgets")},
     "studio.text": COMPONENT,
+    "studio.text.tasks": BASE,  # the bundled problems and their exact verifiers: pure Python that prompts and rewards share
+    "studio.prompts.tasks": (*COMPONENT, "studio.prompts", "studio.text.tasks", "studio.text.world"),
+    "studio.frozen": BASE,
     "studio.registry": BASE,
     "studio.annotation": BASE,
     "studio.wording": (*BASE, "studio.registry", "studio.annotation"),
@@ -50,6 +58,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "studio.replay": (*BASE, "studio.recipe"),
     "studio.scoring": (*BASE, "studio.config", "rewards"),  # the one bridge from the loop to the zoo
     "studio.score_folder": (*BASE, "rewards.pictures"),
+    "studio.score_texts": (*BASE, "studio.prompts"),
     "studio.chart": BASE,
     "studio.report": (*BASE, *(f"studio.{name}" for name in ("files", "run", "chart", "config", "page", "removed"))),
     "studio.page": (*BASE, "studio.files"),
@@ -74,6 +83,7 @@ RULES: dict[str, tuple[str, ...]] = {
             "draw",
             "export",
             "export_pruned",
+            "export_text",
             "push",
             "slurm",
         )
@@ -88,11 +98,17 @@ RULES: dict[str, tuple[str, ...]] = {
     "flows.control": (*COMPONENT, "flows", "studio.settings", "studio.watch"),
     "rewards": COMPONENT,
     "rewards.image.scene": (*COMPONENT, "rewards", "flows.shapes.world"),  # the world whose scenes it judges
+    **{f"rewards.text.{name}": (*COMPONENT, "rewards", "studio.text.tasks") for name in ("task", "process")},
     "pruning": (*COMPONENT, "flows"),
     # the parts of a prune run that stand on the loop: its recipe, its iteration, its tables and its command
     **{f"pruning.{name}": (*SPINE, "studio.core", "flows", "pruning") for name in PARTS},
     **{f"pruning.{name}": (*SPINE, *RUNS, "studio.core", "flows", "pruning") for name in ("run", "launch", "heal")},
-    "ui": ("studio.run", "studio.errors", "studio.names"),
+    # reads run folders and draws; what trains is a command in a process of its own
+    "ui": (
+        *("studio.run", "studio.run_view", "studio.layout", "studio.files", "studio.process", "studio.config", "studio.recipe"),
+        *("studio.errors", "studio.names", "studio.chart", "studio.page", "studio.removed", "studio.stages", "studio.report"),
+        *("studio.registry", "studio.license"),
+    ),
 }
 
 LIGHT = (
@@ -108,12 +124,13 @@ LIGHT += ("studio.cli", "studio.commands.shared", "studio.algorithms", "studio.p
 OPTIONAL = (
     "xformers",
     "open_clip",
-    "gradio",
     "rapidocr",
     "onnxruntime",
     "rapidfuzz",
     "gymnasium_robotics",
     "mujoco",
+    "math_verify",
+    "jsonschema",
     "wandb",
     "submitit",
 )

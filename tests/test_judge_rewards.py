@@ -115,7 +115,7 @@ def test_versions_of_unified_reward_ask_differently():
 
 
 def test_a_server_that_fails_for_good_stops_or_is_masked(monkeypatch):
-    monkeypatch.setattr("rewards.post.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("studio.post.time.sleep", lambda seconds: None)
     with judging(lambda text: None if "circle" in text else tokens(Yes=1.0)) as (url, asked):
         with pytest.raises(RewardError, match="reward 'vlm_judge'.*500 no memory"):
             VlmJudge(url, workers=1)(smooth(2, 8, 8), TWO)

@@ -139,6 +139,15 @@ def test_before_and_after_in_every_mode(finished):
     assert "Control report" in page and "Ratio fidelity" in page and "first actions" in page and "held-out reward" not in page
 
 
+def test_every_evaluation_leaves_a_small_film(finished):
+    record = RunView.open(finished[1] / "run").samples(3)[0]
+    file = finished[1] / "run" / record["film"]
+    assert record["prompt_id"] == "paths" and file.stat().st_size < 500_000
+    with Image.open(file) as film:
+        assert 10 <= film.n_frames <= 20
+        assert [film.seek(at) or film.convert("RGB").tobytes() for at in (0, 5)] != [film.convert("RGB").tobytes()] * 2
+
+
 def test_the_exported_policy_acts_as_the_trained_one(finished):
     recipe, root = finished
     facts = export_run(RunView.open(root / "run"), Export(format="torchscript"))

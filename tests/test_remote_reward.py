@@ -189,8 +189,8 @@ def test_500_twice_then_200_succeeds():
 
 def test_delays_double_and_attempts_are_bounded(monkeypatch):
     slept = []
-    monkeypatch.setattr("rewards.post.time.sleep", slept.append)
-    refused = pytest.raises(RewardError, match="within 4 attempts, got .*429 full")
+    monkeypatch.setattr("studio.post.time.sleep", slept.append)
+    refused = pytest.raises(RewardError, match="within 4 attempts of 120 s, got .*/score: 429 full")
     with scripted((429, b'{"error": "full"}')) as (url, asked), refused as caught:
         Remote((url,), attempts=4)(smooth(1, 8, 8), prompts("a"))
     assert slept == [0.5, 1.0, 2.0] and len(asked) == 4 and caught.value.exit_code == 4

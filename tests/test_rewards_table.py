@@ -65,7 +65,7 @@ class Counting:
 def test_every_reward_builds_and_declares_what_it_is(name):
     reward = registry.lookup("reward", name)()
     assert reward.name == name
-    assert reward.reads == "image" and isinstance(reward.differentiable, bool)
+    assert reward.reads in ("image", "text") and isinstance(reward.differentiable, bool)
     assert reward.range[0] < reward.range[1]
     assert isinstance(reward.facts, Facts) and reward.facts.source and reward.facts.preprocessing
     assert reward.license and (reward.model_id is None or isinstance(reward.model_id, str))

@@ -305,6 +305,31 @@ def test_samples_saved_twice_count_once(run):
     assert record["text"] == record["file"].read_text() == "new"
 
 
+def test_groups_lie_beside_the_samples_and_are_forgotten_with_them(run):
+    told = [{"group": g, "sample_id": f"s0{k}", "prompt_id": "a red cube", "advantage": 0.5 - k} for g in (0, 3) for k in range(2)]
+    for step in (1, 2):
+        run.save_groups(step, torch.zeros(4, 3, 2, 2), told)
+        run.save_samples(step, torch.ones(1, 3, 2, 2), records_for(1))
+    view = RunView.open(run.folder)
+    assert [r["path"] for r in view.groups(2)] == [f"samples/000002/g00{g}-s0{k}.png" for g in (0, 3) for k in range(2)]
+    assert [(r["step"], r["prompt_id"], r["advantage"]) for r in view.groups(2)[2:]] == [
+        (2, "a red cube", 0.5),
+        (2, "a red cube", -0.5),
+    ]
+    assert [len(view.samples(step)) for step in view.sample_steps()] == [1, 1]
+    run.rewind(1)
+    assert view.group_steps() == [1] and view.groups(2) == []
+
+
+def test_a_film_stands_beside_its_sample(run):
+    run.save_samples(
+        1, torch.ones(2, 3, 2, 2), [{"prompt_id": "a", "sample_id": 0}, {"prompt_id": "b", "sample_id": 0}], {"b": b"GIF"}
+    )
+    still, moving = RunView.open(run.folder).samples(1)
+    assert "film" not in still and moving["film"] == "samples/000001/b-s00.gif"
+    assert RunView.open(run.folder).file(moving["film"]).read_bytes() == b"GIF"
+
+
 def test_step_counts_as_sampled_only_once_its_records_are_there(run):
     (run.folder / "samples" / "000002").mkdir()
     assert RunView.open(run.folder).sample_steps() == []

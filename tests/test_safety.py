@@ -1,4 +1,4 @@
-"""What no line of the packages does: run code that came with a model, or open a pickle from outside a run folder."""
+"""What no line of the packages does: run foreign code outside of the sandbox, or open a pickle from outside a run folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import ast
 from pathlib import Path
 
 import pytest
+from test_imports import imports, modules, path_of
 
 ROOT = Path(__file__).parents[1]
-OPENS_PICKLES = {"studio/state.py"}  # its own checkpoints, weights_only=True
+SANDBOX = "rewards/text/inside.py"
+ALLOWED = {
+    "studio/state.py": ["torch.load(weights_only=True)"],  # its own checkpoints
+    SANDBOX: ["exec", "eval"],  # what the reward `code` judges, in a process that has fenced itself in
+}
 
 
 def dangers(source: str) -> list[str]:
@@ -32,8 +37,7 @@ def dangers(source: str) -> list[str]:
 def test_no_foreign_code_is_run(package):
     for file in sorted((ROOT / package).rglob("*.py")):
         name = file.relative_to(ROOT).as_posix()
-        allowed = ["torch.load(weights_only=True)"] if name in OPENS_PICKLES else []
-        assert [danger for danger in dangers(file.read_text()) if danger not in allowed] == [], name
+        assert [danger for danger in dangers(file.read_text()) if danger not in ALLOWED.get(name, [])] == [], name
 
 
 @pytest.mark.parametrize(
@@ -50,3 +54,16 @@ def test_no_foreign_code_is_run(package):
 )
 def test_the_danger_is_found(source):
     assert dangers(source)
+
+
+def test_the_sandbox_runs_code_behind_all_its_fences_only():
+    functions = {node.name: node for node in ast.parse((ROOT / SANDBOX).read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert [name for name, node in functions.items() if dangers(ast.unparse(node))] == ["main"]
+    lines = {ast.unparse(node.func): node.lineno for node in ast.walk(functions["main"]) if isinstance(node, ast.Call)}
+    fences = [lines[name] for name in ("fence_files", "fence_calls", "limit", "refuse")]
+    assert max(fences) < min(lines["exec"], lines["eval"])
+
+
+def test_the_sandbox_is_a_program_that_no_module_imports():
+    module = SANDBOX.removesuffix(".py").replace("/", ".")
+    assert not [name for name in modules() if name != module and module in imports(name, path_of(name).read_text())]

@@ -126,6 +126,12 @@ def test_a_run_leaves_metrics_samples_and_a_checkpoint(tmp_path, built):
     assert view.status["state"] == "finished" and view.status["step"] == 2 and view.status["exit_code"] == 0
     assert [record["step"] for record in view.metrics().records] == [0, 1, 2]
     assert view.sample_steps() == [0, 2] and len(view.samples(2)) == 2
+    groups = view.groups(2)
+    assert [(r["group"], r["sample_id"]) for r in groups] == [(g, f"s0{k}") for g in (0, 1) for k in range(4)]
+    assert all(r["file"].name == f"g00{r['group']}-{r['sample_id']}.png" and r["file"].is_file() for r in groups)
+    reward = torch.tensor([r["reward"] for r in groups], dtype=torch.float64).reshape(2, 4)
+    by_hand = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, correction=0, keepdim=True) + 1e-4)
+    assert [r["advantage"] for r in groups] == pytest.approx(by_hand.flatten().tolist(), abs=2e-3)
     assert view.checkpoints() == [2]
     assert (final_weights(view.folder) / "transformer").exists() or any(final_weights(view.folder).iterdir())
     last = view.metrics().records[-1]
@@ -161,7 +167,7 @@ def test_save_and_sample_on_request_do_not_stop(tmp_path):
 
     assert loop.train(recipe, run, report=ask) == "finished"
     view = RunView.open(run.folder)
-    assert view.checkpoints() == [1, 2] and view.sample_steps() == [0, 1]
+    assert view.checkpoints() == [1, 2] and view.sample_steps() == [0, 1] and view.group_steps() == [1]
 
 
 def test_a_loss_that_is_not_a_number_changes_no_weight(tmp_path, monkeypatch, built):

@@ -91,7 +91,7 @@ class Painted:
     def __init__(self, micro):
         self.micro, self.batches = micro, []
 
-    def images(self, texts, seeds):
+    def draw(self, prompts, seeds):
         parts = [seeds[i : i + self.micro] for i in range(0, len(seeds), self.micro)]
         self.batches = [len(part) for part in parts]
         values = torch.cat([torch.tensor([seed % 1000 / 1000 for seed in part]) for part in parts])

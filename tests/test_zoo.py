@@ -101,7 +101,8 @@ def score(name: str, models, folder, url: str = "") -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-LOCAL = sorted(REWARDS.keys() - {"vlm_judge", "unified_reward", "deqa", "remote"})
+OVER_HTTP = {"vlm_judge", "unified_reward", "deqa", "remote"}
+LOCAL = sorted(name for name in REWARDS.keys() - OVER_HTTP if registry.lookup("reward", name).reads != "text")
 
 
 @pytest.mark.parametrize("name", LOCAL)

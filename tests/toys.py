@@ -1,4 +1,4 @@
-"""Five tiny policies with exact rewards: tokens, denoising steps, actions, keep-or-drop units, matching points.
+"""Tiny policies with exact rewards: tokens (plain, judged by critics, in pairs), denoising steps, actions, units, matching points.
 
 Each is a Policy in the protocol's sense with a few parameters, learns in a fraction of a second and has a known best.
 """
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from studio.core import assign_credit, metrics, policy_loss
+from studio.core.tempered import TEMPERATURES
 from studio.protocols import Policy
 from studio.types import EVERY, Evaluation, Prompts, Rollout
 
@@ -95,15 +96,18 @@ class Toy(nn.Module):
 
 
 class Tokens(Toy):
-    """Four tokens out of five. Reward: the share of positions that hold the wanted token; best 1."""
+    """Four tokens out of five, in two parts. Reward: the share of positions that hold the wanted token; best 1."""
 
-    provides = frozenset({"logp", "entropy", "ref"})
+    provides = frozenset({"logp", "entropy", "token", "tempered", "ref"})
     steps, vocabulary, best = 4, 5, 1.0
 
     def __init__(self) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(self.steps, self.vocabulary))
         self.freeze_reference()
+
+    def sample(self, rows: Prompts, *, group: Tensor, seeds: Sequence[int], step: int) -> Rollout:
+        return replace(super().sample(rows, group=group, seeds=seeds, step=step), segment=self.index(len(seeds)) // 2)
 
     def act(self, seeds: Sequence[int]) -> ToyTrace:
         gumbel = -(-uniform(seeds, self.steps, self.vocabulary).log()).log()
@@ -112,7 +116,9 @@ class Tokens(Toy):
     def evaluate(self, rollout: Rollout) -> Evaluation:
         each = self.logits.log_softmax(-1)[rollout.trace.index]
         logp = each.gather(-1, rollout.trace.taken[..., None])[..., 0]
-        return Evaluation(logp=logp, entropy=-(each.exp() * each).sum(-1))
+        warm = [(self.logits / t).log_softmax(-1)[rollout.trace.index] for t in TEMPERATURES]
+        tempered = torch.stack([w.gather(-1, rollout.trace.taken[..., None])[..., 0] for w in warm], -1)
+        return Evaluation(logp=logp, entropy=-(each.exp() * each).sum(-1), token=rollout.trace.taken, tempered=tempered)
 
     def reward(self, rollout: Rollout) -> Tensor:
         return (rollout.trace.taken == torch.arange(self.steps)).float().mean(1)
@@ -249,12 +255,51 @@ class Matching(Toy):
         return 0.2 * (index + 1)
 
 
+class Judged(Tokens):
+    """Tokens with a critic of each position and one of each token there. Every third row counts as cut."""
+
+    provides = Tokens.provides | {"value", "post"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(self.steps))
+        self.post = nn.Parameter(torch.zeros(self.steps, self.vocabulary))
+        self.freeze_reference()
+
+    def sample(self, rows: Prompts, *, group: Tensor, seeds: Sequence[int], step: int) -> Rollout:
+        rollout = super().sample(rows, group=group, seeds=seeds, step=step)
+        return replace(rollout, cut=torch.tensor([seed % 3 == 0 for seed in seeds]))
+
+    def evaluate(self, rollout: Rollout) -> Evaluation:
+        index, taken = rollout.trace.index, rollout.trace.taken
+        return replace(super().evaluate(rollout), value=self.value[index], post=self.post[index, taken])
+
+
+class Paired(Tokens):
+    """Tokens of which the first half of every group is given, in pairs: chosen, the one with the higher reward, then rejected."""
+
+    provides = Tokens.provides | {"given"}
+
+    def sample(self, rows: Prompts, *, group: Tensor, seeds: Sequence[int], step: int) -> Rollout:
+        rollout = super().sample(rows, group=group, seeds=seeds, step=step)
+        order, given = torch.arange(len(seeds)), torch.zeros(len(seeds), dtype=torch.bool)
+        reward = self.reward(rollout)
+        for value in group.unique():
+            mine = (group == value).nonzero()[:, 0]
+            for a, b in mine[: len(mine) // 4 * 2].reshape(-1, 2).tolist():
+                given[a] = given[b] = True
+                order[a], order[b] = (a, b) if reward[a] >= reward[b] else (b, a)
+        return replace(rollout.at(order), given=given)
+
+
 TOYS: dict[str, type[Toy]] = {
     "tokens": Tokens,
     "denoising": Denoising,
     "actions": Actions,
     "units": Units,
     "matching": Matching,
+    "judged": Judged,
+    "paired": Paired,
 }
 
 
@@ -307,7 +352,7 @@ def updated(policy: Policy, objective, rollout: Rollout, rounding: float = 1e-6)
     optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-3)
     loss, stats = policy_loss(objective, policy.evaluate(rollout), rollout, credit)
     loss.backward()
-    assert metrics(stats)["ratio/largest"] <= rounding
+    assert metrics(stats)["ratio/largest"] <= rounding, metrics(stats)["ratio/largest"]
     assert max(p.grad.abs().max() for p in policy.trainable() if p.grad is not None) > 0
     optimizer.step()
     with torch.no_grad():

@@ -78,7 +78,7 @@ class Arena:
             trace,
             torch.ones(raw.shape, dtype=torch.bool),
             torch.arange(self.first, self.first + len(raw)),
-            Evaluation(value=value, logp=trace.said.logp if trace.parts == 1 else None),
+            Evaluation(value=value, logp=trace.said.logp if trace.parts == 1 else None, post=trace.said.post),
             reward=reward,
             after=after.masked_fill(dead, 0.0),
             ends=ends,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flows.control.pictures import HUES, Scene, world
 from studio.errors import MissingError
 
 WIDTH, PATHS, LONGEST = 320, 60, 400  # pixels, episodes in one picture of a flat world, frames
+SHORT, COLORS, SECONDS = 20, 64, 3.0  # of a film that training keeps: frames, colors, how long it takes
 
 
 def film(arena: Any, policy: Any, file: Path, *, seed: int, mode: Mode = "stochastic") -> Path:
@@ -33,15 +35,24 @@ def film(arena: Any, policy: Any, file: Path, *, seed: int, mode: Mode = "stocha
     return file
 
 
-def _drawn(scene: Scene, path: Tensor):
-    """A picture per step: where the episodes are, and where they came from.  path [L, copies, n]"""
+def short_film(scene: Scene, path: Tensor) -> bytes:
+    """A small GIF of episodes in a flat world.  path [L, copies, n], the first two numbers are the place; NaN after an end"""
+    every = -(-len(path) // SHORT)
+    first, *rest = [frame.quantize(COLORS, Image.Quantize.FASTOCTREE) for frame in _drawn(scene, path[:, :PATHS], every)]
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=round(1000 * SECONDS / (1 + len(rest))), loop=0)
+    return file.getvalue()
+
+
+def _drawn(scene: Scene, path: Tensor, every: int = 1):
+    """A picture of every so many steps: where the episodes are, and where they came from.  path [L, copies, n]"""
     place = path[:, :, :2].numpy()
-    for t in range(len(place)):
+    for t in range(0, len(place), every):
         canvas = world(scene, f"step {t}")
         for k in range(place.shape[1]):
             own = place[: t + 1, k][~np.isnan(place[: t + 1, k, 0])]
             if len(own) > 1:
-                canvas.pen.line(canvas.at(own[-8:]), fill=(*HUES[k % len(HUES)], 110), width=3)
+                canvas.pen.line(canvas.at(own[-8 * every :]), fill=(*HUES[k % len(HUES)], 110), width=3)
         canvas.dots(place[t][~np.isnan(place[t, :, 0])], HUES[0], 200, 2.5)
         pixels = (canvas.picture().permute(1, 2, 0) * 255).byte().numpy()
         yield Image.fromarray(pixels).resize((WIDTH, WIDTH))

@@ -20,7 +20,7 @@ LOG_STD = (-5.0, 2.0)
 class GaussianPolicy:
     """a = μ(s) + σ·ε. The likelihood is that of the action before the environment clips it."""
 
-    provides = frozenset({"logp", "entropy", "mean", "std", "noise", "value", "kl"})
+    provides = frozenset({"logp", "entropy", "mean", "std", "noise", "value", "post", "kl"})
     reduction = "sum"
     begin = visit = alike.nothing
     value, trainable, save, load = alike.value, alike.trainable, alike.save, alike.load
@@ -54,7 +54,17 @@ class GaussianPolicy:
         """The trace of a stretch [N, T, ...] with what this policy says of it now."""
         std, mean = self.std.detach(), record["mean"]
         logp = shifted_logp(record["action"] - mean, torch.zeros_like(mean), std)
-        return ActionTrace(record, Evaluation(logp=logp, mean=mean, std=std.expand_as(mean)))
+        return ActionTrace(record, Evaluation(logp=logp, mean=mean, std=std.expand_as(mean), post=self.post(record)))
+
+    def post(self, record: Mapping[str, Tensor]) -> Tensor | None:
+        """What the second critic expects once an action is taken: a function of state and action, as the state it leads to is.
+
+        Actions as the environment clips them.  [...]; None without it.  PDPPO (arXiv:2504.05150).
+        """
+        if self.model.post is None:
+            return None
+        action = record["action"].clamp(torch.tensor(self.space.low), torch.tensor(self.space.high))
+        return self.model.post(torch.cat([record["observation"], action], -1))[..., 0]
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
         """What the policy says now of recorded actions."""
@@ -69,5 +79,6 @@ class GaussianPolicy:
             std=std.expand_as(mean),
             noise=record["noise"],
             value=self.value(record["observation"]),
+            post=self.post(record),
             kl=gaussian_kl(mean - said.mean, std, said.std),
         )

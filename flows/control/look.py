@@ -109,6 +109,7 @@ def look(arena: Any, policy: Any, step: int, episodes: int, seed: int) -> Seen:
     scene = options.scene() if hasattr(options, "scene") else None
     if scene is None:
         return Seen(metrics, torch.zeros(0), [])
+    from flows.control.film import short_film
     from flows.control.pictures import actions, paths, velocity
 
     pictures = {"paths": paths(scene, seen.path), "first actions": actions(scene, seen.first)}
@@ -120,7 +121,7 @@ def look(arena: Any, policy: Any, step: int, episodes: int, seed: int) -> Seen:
         for name in pictures
     ]
     records[0] |= {"rewards": shown}  # of the paths that it shows
-    return Seen(metrics, torch.stack(list(pictures.values())), records)
+    return Seen(metrics, torch.stack(list(pictures.values())), records, films={"paths": short_film(scene, seen.path)})
 
 
 def spread_entropy(x: Tensor) -> float:

@@ -74,11 +74,14 @@ class VelocityNet(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """What a control policy trains: an actor, a critic and, where it explores, the logarithm of its deviation."""
+    """What a control policy trains: an actor, a critic and, where it explores, the logarithm of its deviation.
 
-    def __init__(self, actor: nn.Module, critic: nn.Module, log_std: Tensor | None) -> None:
+    `post` is a second critic, of what an action makes of a state.
+    """
+
+    def __init__(self, actor: nn.Module, critic: nn.Module, log_std: Tensor | None, post: nn.Module | None = None) -> None:
         super().__init__()
-        self.actor, self.critic = actor, critic
+        self.actor, self.critic, self.post = actor, critic, post
         self.log_std = None if log_std is None else nn.Parameter(log_std)
 
 

@@ -91,9 +91,14 @@ class Gaussian:
 
     net: Net = field(default_factory=lambda: Net((64, 64), "tanh"))
     start: Literal["orthogonal", "xavier"] = "orthogonal"
+    post: bool = False  # a second critic of state and action, for objectives that judge a decision before chance moves on
 
-    provides: ClassVar[frozenset[str]] = frozenset({"logp", "entropy", "mean", "std", "noise", "value", "kl"})
+    # with the second critic; without it an instance says so
+    provides: ClassVar[frozenset[str]] = frozenset({"logp", "entropy", "mean", "std", "noise", "value", "post", "kl"})
     reads: ClassVar[str] = "states"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "provides", self.provides - (set() if self.post else {"post"}))
 
     def check(self) -> list[str]:
         return []
@@ -111,8 +116,12 @@ class Gaussian:
         net, n, d = self.net, space.observation, space.action
         actor = perceptron((n, *net.hidden, d), net.activation, start=self.start, last=0.01)
         last = 1.0 if self.start == "orthogonal" else 0.01
-        critic = perceptron((n, *(net.critic or net.hidden), 1), net.activation, start=self.start, last=last)
-        return GaussianPolicy(ActorCritic(actor, critic, torch.full((d,), net.log_std)), space, seed)
+
+        def critic(width: int) -> nn.Module:
+            return perceptron((width, *(net.critic or net.hidden), 1), net.activation, start=self.start, last=last)
+
+        model = ActorCritic(actor, critic(n), torch.full((d,), net.log_std), critic(n + d) if self.post else None)
+        return GaussianPolicy(model, space, seed)
 
 
 def flow_networks(net: Net, embedding: int, last: float, space: Space) -> tuple[VelocityNet, nn.Module]:

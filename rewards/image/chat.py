@@ -1,9 +1,8 @@
-"""Asking a vision-language model about pictures, over any server with OpenAI's chat interface."""
+"""Asking a language model about pictures or texts, over any server with OpenAI's chat interface."""
 
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewards.pictures import as_png
-from rewards.post import Patience, ask, check_url
 from studio.errors import ConfigError, RewardError
+from studio.post import Patience, Service, ask, check_url
 from studio.types import Scores
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class Chat:
     reward: str  # whose errors these are
     url: str  # ends in /v1
     model: str
-    workers: int = 8  # pictures in flight
+    workers: int = 8  # questions in flight
     patience: Patience = Patience()
     on_error: Literal["fail", "mask"] = "fail"
 
@@ -39,14 +38,18 @@ class Chat:
             raise ConfigError(f"reward {self.reward!r}: expected a url that ends in /v1, got {self.url!r}. Add /v1.")
 
     def scores(
-        self, pictures: Sequence[Image.Image], texts: Sequence[str], read: Callable[[dict[str, Any]], float | None], **options: Any
+        self,
+        pictures: Sequence[Image.Image | None],
+        texts: Sequence[str],
+        read: Callable[[dict[str, Any]], float | None],
+        **options: Any,
     ) -> Scores:
-        """`read` of the answer about every picture; a row whose answer cannot be read is missing, never 0."""
+        """`read` of the answer about every picture (None = text alone); a row whose answer cannot be read is missing, never 0."""
         import torch
 
         self.check()
 
-        def one(picture: Image.Image, text: str) -> float | None:
+        def one(picture: Image.Image | None, text: str) -> float | None:
             try:
                 return read(self._answer(picture, text, options))
             except RewardError:
@@ -59,17 +62,21 @@ class Chat:
         present = torch.tensor([value is not None for value in values], dtype=torch.bool)
         return Scores(torch.tensor([value or 0.0 for value in values]), present)
 
-    def _answer(self, picture: Image.Image, text: str, options: dict[str, Any]) -> dict[str, Any]:
-        image = f"data:image/png;base64,{base64.b64encode(as_png(picture)).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
+    def _answer(self, picture: Image.Image | None, text: str, options: dict[str, Any]) -> dict[str, Any]:
+        content: Any = text
+        if picture is not None:
+            image = f"data:image/png;base64,{base64.b64encode(as_png(picture)).decode()}"
+            content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0} | options
-        where, key = f"reward {self.reward!r}", os.environ.get(KEY)
-        answer = ask([self.url], "/chat/completions", body, token=key, patience=self.patience, where=where)
+        service = Service(
+            f"reward {self.reward!r}", (self.url,), KEY, self.patience, "Check the address and the name of the model."
+        )
+        answer = ask(service, "/chat/completions", body)
         try:
             return answer["choices"][0]
         except (KeyError, IndexError, TypeError) as problem:
             raise RewardError(
-                f"{where}: expected a chat completion, got {str(answer)[:200]}. Check the server at {self.url}."
+                f"{service.where}: expected a chat completion, got {str(answer)[:200]}. Check the server at {self.url}."
             ) from problem
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from rewards.facts import Facts
 from rewards.image.chat import Chat, template_text
 from rewards.pictures import as_pil, check_pictures
-from rewards.post import Patience
+from studio.post import Patience
 from studio.types import Prompts, Scores
 
 if TYPE_CHECKING:

@@ -106,6 +106,25 @@ def check(ctx: typer.Context, recipe: RecipeName, processes: Many = 1, as_json: 
     told(facts, warnings, as_json)
 
 
+@app.command(context_settings=OVERRIDES)
+def schema(ctx: typer.Context, recipe: RecipeName) -> None:
+    """The JSON Schema of a recipe as it stands: its fields with limits, defaults, values and what they mean."""
+    from studio.config import apply_overrides, parse_yaml
+    from studio.files import as_json
+    from studio.json_schema import schema_of
+    from studio.recipe import Recipe, describe, recipe_source, work_of
+
+    work = work_of(recipe)
+    if work == "prune":
+        from pruning.launch import prune_data
+        from pruning.recipe import PruneRecipe
+
+        found = schema_of(PruneRecipe, prune_data(recipe, ctx.args)[0])
+    else:
+        found = schema_of(Recipe, apply_overrides(parse_yaml(recipe_source(recipe), recipe), ctx.args))
+    print(as_json(found | {"title": recipe, "description": describe(recipe, work) or found["description"], "command": work}))
+
+
 def needed(recipe: Any) -> dict[str, str]:
     """What the shapes of a prune recipe's network say: its sites, and the memory of every stage."""
     from pruning.memory import memory_plan

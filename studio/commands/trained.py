@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,21 +43,28 @@ def evaluate(run: RunName, runs: Runs = HERE, prompts: int = 256, as_json: Json 
 def score(
     ctx: typer.Context,
     reward: Annotated[str, typer.Argument(help="A reward (`studio list rewards`).")],
-    folder: Annotated[Path, typer.Argument(help="Folder of images.")],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="One caption for all images.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of images, or a file of texts (.txt, .jsonl).")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt for all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """A reward over a folder of images; `key=value` sets the reward's own options."""
-    from rewards.score import check_prompts, score_all
+    """A reward over a folder of images or a file of texts; `key=value` sets the reward's own options."""
+    from rewards.score import check_prompts
     from studio.config import apply_overrides, component
     from studio.score_folder import read_folder
-    from studio.scoring import parts_of
+    from studio.score_texts import read_texts
 
-    files, images, prompts = read_folder(folder, prompt)
     judge = component("reward", reward, **apply_overrides({}, ctx.args)).options
+    texts = folder.is_file()
+    if judge.reads != ("text" if texts else "image"):
+        raise ConfigError(
+            f"score: expected {'a folder of images' if judge.reads == 'image' else 'a file of texts (.txt, .jsonl)'} for reward "
+            f"{reward!r}, got {str(folder)!r}. Name another, or choose a reward that reads it."
+        )
+    samples: Any
+    names, samples, prompts = (read_texts if texts else read_folder)(folder, prompt)
     check_prompts({reward: judge}, prompts)
-    parts = parts_of(score_all({reward: judge}, images, prompts))
-    rows = [{"file": file.name, **{k: float(v[i]) for k, v in parts.items()}} for i, file in enumerate(files)]
+    parts = _scored(reward, judge, samples, prompts)
+    rows = [{"file": name, **{k: float(v[i]) for k, v in parts.items()}} for i, name in enumerate(names)]
     means = {name: part.nanmean().item() for name, part in parts.items()}
     if as_json:
         print(json.dumps({"mean": means, "files": rows}))
@@ -65,6 +72,27 @@ def score(
     for row in rows:
         print("  ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
     print("mean  " + "  ".join(f"{name} {value:.4f}" for name, value in means.items()))
+
+
+def _scored(name: str, judge: Any, samples: Any, prompts: Any) -> dict[str, Any]:
+    """A reward and its parts [N]; pictures reach it in one batch for each size."""
+    import torch
+
+    from rewards.candidates import Compares
+    from rewards.score import score_all
+    from studio.score_folder import by_size
+    from studio.scoring import join_scores, parts_of
+
+    groups = [list(range(len(samples)))] if judge.reads == "text" else by_size(samples)
+    if len(groups) > 1 and isinstance(judge, Compares):
+        sizes = sorted({tuple(samples[group[0]].shape[1:]) for group in groups})
+        raise ConfigError(f"reward {name!r}: expected images of one size, as it compares them, got {sizes}. Score them by size.")
+    done = []
+    for group in groups:
+        batch = samples if judge.reads == "text" else torch.stack([samples[place] for place in group])
+        done.append(score_all({name: judge}, batch, prompts.take(group))[name])
+    back = torch.tensor([place for group in groups for place in group]).argsort()
+    return {part: values.cpu()[back] for part, values in parts_of({name: join_scores(done)}).items()}
 
 
 @app.command(context_settings=OVERRIDES)
@@ -96,19 +124,51 @@ def serve(
 @app.command(context_settings=OVERRIDES)
 def pretrain(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="shapes")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for pipeline/, scorer/ and the card.")] = Path("shapes"),
+    recipe: Annotated[str, typer.Argument(help="shapes, text or masked-text")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Default: the name, for masked-text studio/text/masked_model."),
+    ] = None,
 ) -> None:
     """How the bundled models were made: train them again from a seed."""
-    if recipe != "shapes":
-        raise ConfigError(f"pretrain: expected 'shapes', got {recipe!r}. It is the only bundled world.")
-    from flows.shapes.pretrain import Pretrain
-    from flows.shapes.pretrain import pretrain as make
+    from importlib import import_module
+
     from studio.config import apply_overrides, build
 
-    out.mkdir(parents=True, exist_ok=True)
-    make(out, build(Pretrain, apply_overrides({}, ctx.args), where="pretrain"), say)
-    print(out)
+    places = {  # name -> module, folder
+        "shapes": ("flows.shapes.pretrain", "shapes"),
+        "text": ("studio.text.pretrain", "text"),
+        "masked-text": ("studio.text.masked_pretrain", "studio/text/masked_model"),
+    }
+    if recipe not in places:
+        raise ConfigError(f"pretrain: expected {', '.join(places)}, got {recipe!r}. These are the bundled models.")
+    place, folder = places[recipe][0], out or Path(places[recipe][1])
+    module = import_module(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    module.pretrain(folder, build(module.Pretrain, apply_overrides({}, ctx.args), where="pretrain"), say)
+    print(folder)
+
+
+@app.command()
+def ui(
+    runs: Runs = HERE,
+    host: Annotated[str, typer.Option(help="A public address needs --auth.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: the first free one from 7860.")] = None,
+    auth: Annotated[str | None, typer.Option(envvar="STUDIO_UI_AUTH", help="USER:PASSWORD that a browser has to give.")] = None,
+) -> None:
+    """The interface in a browser: watch, compare, start, stop, prune and export runs."""
+    import time
+
+    from ui.app import build, launch
+
+    address = launch(build(runs), host=host, port=port, auth=auth)
+    say("stop with Ctrl-C; runs go on")
+    print(address, flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        say("stopped")
 
 
 @app.command()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from studio.core.declare import Span, name_of, needs_of, span_of, widest
+from studio.core.declare import Adaptive, Span, check_memory, name_of, needs_of, span_of, widest
 from studio.core.ratio import decision_ratio
 from studio.core.regularizer import LIMIT
-from studio.core.stats import MOVED, ratio_sums
+from studio.core.stats import MEASURED, MOVED, ratio_sums
 from studio.core.surrogate import Clip, Clipping, Observing
 from studio.core.weighting import by_sample
 from studio.errors import ConfigError, NeedsError, RunError
@@ -47,6 +47,7 @@ class Objective:
             raise ConfigError(
                 f"Objective: a critic needs an advantage with target(rollout), got {name_of(self.advantage)}. Use GAE."
             )
+        check_memory(self.slots())
 
     @property
     def needs(self) -> frozenset[str]:
@@ -55,8 +56,11 @@ class Objective:
 
     @property
     def compares(self) -> bool:
-        """Whether samples of a prompt are compared, so that a group needs two; a critic needs no comparison."""
-        return self.critic is None
+        """Whether samples of a prompt are compared, so that a group needs two.
+
+        A critic needs no comparison, nor does an advantage that says `alone = True` of itself.
+        """
+        return self.critic is None and not getattr(self.advantage, "alone", False)
 
     @property
     def span(self) -> Span:
@@ -79,6 +83,22 @@ class Objective:
         for slot in self._stateful().values():
             slot.update(rollout)
 
+    def measure(self, log_ratio: Tensor, credit: Credit) -> dict[str, Tensor]:
+        """What adaptive slots want summed over the batch, by `measured/` and slot name."""
+        found = {}
+        with torch.no_grad():
+            for name, slot in self._adaptive().items():
+                found[f"{MEASURED}{name}"] = slot.measure(log_ratio.detach(), credit.advantage, credit.weight)
+        return found
+
+    def learn(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Lets adaptive slots learn from an optimizer step -> what they say of themselves, as metrics."""
+        told: dict[str, float] = {}
+        for name, slot in self._adaptive().items():
+            slot.learn(sums[f"{MEASURED}{name}"])
+            told |= slot.told()
+        return told
+
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """The memory of the slots that have one, by slot name."""
         return {name: slot.state_dict() for name, slot in self._stateful().items()}
@@ -90,6 +110,9 @@ class Objective:
             raise RunError(f"objective state: expected slots {here}, got {there}. Resume with the run's own algorithm.")
         for name, slot in slots.items():
             slot.load_state_dict(state[name])
+
+    def _adaptive(self) -> dict[str, Adaptive]:
+        return {name: slot for name, slot in self.slots().items() if isinstance(slot, Adaptive)}
 
     def _stateful(self) -> dict[str, Any]:
         return {name: slot for name, slot in self.slots().items() if isinstance(slot, Stateful)}
@@ -156,6 +179,7 @@ def policy_loss(
     loss = (credit.weight * (penalty - gain)).sum()
     clipped = surrogate.clipped(log_ratio, credit.advantage) if isinstance(surrogate, Clipping) else None
     stats = ratio_sums(log_ratio.detach(), credit.weight, clipped)
+    stats |= objective.measure(log_ratio, credit)
     if new.kl is not None:
         stats[MOVED] = (credit.weight * new.kl.detach()).sum()
     stats |= {"loss/total": loss.detach(), "loss/surrogate": (credit.weight * gain.detach()).sum()}
@@ -171,7 +195,7 @@ def neutral(said: Evaluation, live: Tensor) -> Evaluation:
     """
 
     def settle(x: Tensor | None) -> Tensor | None:
-        return None if x is None else torch.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, 1.0)
+        return None if x is None else torch.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, 1)
 
     return Evaluation(**{f.name: settle(getattr(said, f.name)) for f in fields(said)})
 

@@ -14,6 +14,7 @@ from studio.core.surrogate import Clipped
 
 WEIGHT = "weight"  # the share of the global batch behind the sums
 LARGEST = "ratio/largest"  # the one entry that is combined by maximum
+MEASURED = "measured/"  # begins the names of what adaptive slots measured: sums [K] for them alone
 MOVED = "kl/moved"  # KL(old || new) in closed form, where the policy knows it
 
 
@@ -53,6 +54,7 @@ def metrics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ratio/mean · ratio/shift (mean - 1) · ratio/std · ratio/drift (mean |ℓ|) · ratio/largest (max |ℓ|) · ratio/clipped
     with its two parts ratio/above and ratio/below · ratio/ess (effective sample share (E r)² / E r²) · kl/old · loss/*
     """
+    sums = {name: value for name, value in sums.items() if not name.startswith(MEASURED)}
     whole = sums[WEIGHT].clamp(min=torch.finfo(torch.float32).tiny)
     done = {name: value for name, value in sums.items() if name.startswith("loss/") or name == LARGEST}
     mean = {name: value / whole for name, value in sums.items() if name not in done and name != WEIGHT}

@@ -85,19 +85,25 @@ class Clip:
 class KeepGradientClip:
     """The clipped objective whose clipped decisions keep a bounded gradient.
 
-    value as Clip; gradient with respect to ℓ is A·(the bound) where the bound is active -> [B, T]
-    GPPO (arXiv:2508.07629).
+    A·β·sg(bound)·r/sg(r) where a bound is active, so value and gradient with respect to ℓ are A·β·bound -> [B, T]
+    GPPO (arXiv:2508.07629); its general form scales the two sides.  Past the cap the gradient is 0, as in Clip.
     """
 
     low: float = 0.2  # lower clip distance
     high: float = 0.2  # upper clip distance
+    cap: float | None = None  # dual clip, as in Clip; None = no decision loses its gradient
+    scale_low: float = 1.0  # β₁, of decisions held below
+    scale_high: float = 1.0  # β₂, of decisions held above where A > 0
 
     def __call__(self, log_ratio: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
-        bounded = Clip(self.low, self.high).bounded(log_ratio, advantage).detach()
-        return advantage * (bounded + log_ratio - log_ratio.detach()).exp()
+        clip = Clip(self.low, self.high, self.cap)
+        above, below = clip.clipped(log_ratio, advantage)
+        free = (log_ratio - log_ratio.detach()).masked_fill(above & (advantage < 0), 0.0)
+        scale = torch.ones_like(advantage).masked_fill(below, self.scale_low).masked_fill(above & (advantage > 0), self.scale_high)
+        return scale * advantage * (clip.bounded(log_ratio, advantage).detach() + free).exp()
 
     def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Clipped:
-        return Clip(self.low, self.high).clipped(log_ratio, advantage)
+        return Clip(self.low, self.high, self.cap).clipped(log_ratio, advantage)
 
 
 @dataclass(frozen=True)

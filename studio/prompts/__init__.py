@@ -6,5 +6,9 @@ PROMPTS = {
     "geneval": "studio.prompts.geneval:GenEvalPrompts",
     "edit": "studio.prompts.edit:EditPrompts",
     "dataset": "studio.prompts.dataset:DatasetPrompts",
+    "tasks": "studio.prompts.tasks:TaskPrompts",
+    "priority": "studio.prompts.priority:PriorityPrompts",
+    "windows": "studio.prompts.windows:WindowPrompts",
+    "budgets": "studio.prompts.budgets:BudgetPrompts",
     "shapes": "flows.shapes.prompts:ShapesPrompts",
 }

@@ -1,0 +1,1 @@
+"""Rewards of texts: exact answers, form, length, running code, and models that judge."""

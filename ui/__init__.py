@@ -1,0 +1,1 @@
+"""The web interface: reads run folders, starts `studio` commands as processes of their own, and never imports torch."""
