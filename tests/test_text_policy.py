@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_lm import DIGITS, tiny_policy
+from tiny_lm import DIGITS, tiny_lm, tiny_policy
 from toys import saved_for_backward, updated
 
 from studio.algorithms.grpo import GRPO
 from studio.core import GroupRelative, Objective, assign_credit, plain_ratio, policy_loss
+from studio.errors import ConfigError
 from studio.text.generate import generate
+from studio.text.load import attach_lora
+from studio.text.recipe import Adapters, Language
 from studio.text.tokens import pack, trace_of
 from studio.types import Prompts
 
@@ -194,3 +197,10 @@ def test_recomputed_layers_keep_less_and_give_the_same_gradient():
     assert kept[1] < 0.6 * kept[0]
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6 * float(gradients[0].norm()), rtol=0)
     assert written(thrifty).samples == rollout.samples
+
+
+def test_adapters_on_the_head_are_refused():
+    lora = Adapters(targets=["q_proj", "lm_head"])
+    with pytest.raises(ConfigError, match=r"model\.lora\.targets: expected linear layers below the head, got 'lm_head'.*Remove it"):
+        attach_lora(tiny_lm(), Language(train="lora", lora=lora))
+    attach_lora(tiny_lm(), Language(train="lora", lora=Adapters(targets=["q_proj"])))

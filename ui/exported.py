@@ -9,9 +9,6 @@ from hashlib import blake2b
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-import gradio as gr
 
 from studio import page
 from studio.chart import number
@@ -21,6 +18,7 @@ from studio.license import STATED, License, front_matter
 from studio.run_view import RunView
 from ui import card
 from ui.index import kind_of
+from ui.served import served
 
 FORMS = {  # format -> what it is, in a sentence
     "lora": "The trained adapter alone: a small file that is loaded on top of its base, at strength 1.",
@@ -38,7 +36,6 @@ CHOICES = {
 }
 HIDDEN = (".partial", ".cache")  # an export in the making, what an upload remembers
 BIG = 1_000_000  # bytes of a card that are shown
-_served: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -216,7 +213,4 @@ def _picture(view: RunView, form: str, place: str) -> str | None:
         return None
     if not file.is_file() or file.resolve().parent != folder:
         return None
-    if folder not in _served:
-        gr.set_static_paths([folder])  # for good: gradio cannot take it back
-        _served.add(folder)
-    return escape(f"./gradio_api/file={quote(str(file.resolve()))}")
+    return served(folder, file)

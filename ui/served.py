@@ -1,4 +1,4 @@
-"""Pictures of runs in the browser, served where they lie: the samples folder of a run and nothing else of it."""
+"""Pictures of runs in the browser, served where they lie: folders of pictures and nothing else of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _served: set[Path] = set()
 
 def address(view: RunView, file: Path) -> str:
     """The address of a file in the samples folder of a run, for `src`."""
-    folder = view.file("samples").resolve()
+    return served(view.file("samples").resolve(), file)
+
+
+def served(folder: Path, file: Path) -> str:
+    """The address of a file in a folder of pictures, for `src`."""
     if folder not in _served:
         gr.set_static_paths([folder])  # for good: gradio cannot take it back
         _served.add(folder)

@@ -159,8 +159,9 @@ def ui(
     """The interface in a browser: watch, compare, start, stop, prune and export runs."""
     import time
 
-    from ui.app import build, launch
+    from ui.app import build, launch, login
 
+    login(host, auth)  # refused before the pages are made, which takes seconds
     address = launch(build(runs), host=host, port=port, auth=auth)
     say("stop with Ctrl-C; runs go on")
     print(address, flush=True)

@@ -73,6 +73,13 @@ def attach_lora(lm: Any, model: Language) -> None:
     import torch
     from peft import LoraConfig
 
+    head = lm.get_output_embeddings()
+    own = next(name for name, module in lm.named_modules() if module is head)
+    if any(own == name or own.endswith(f".{name}") for name in model.lora.targets):
+        raise ConfigError(
+            f"recipe.policy.model.lora.targets: expected linear layers below the head, got {own!r}, whose weight the likelihoods "
+            "read without its adapter. Remove it."
+        )
     lm.requires_grad_(False)
     settings: Any = {"r": model.lora.rank, "lora_alpha": model.lora.alpha, "task_type": "CAUSAL_LM"}
     lm.add_adapter(LoraConfig(target_modules=model.lora.targets or "all-linear", **settings))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from studio.text.generate import Ends, draw
+from studio.text.draw import draw
+from studio.text.generate import Ends
 from studio.text.masked_network import MaskedNetwork
 
 
