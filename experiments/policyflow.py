@@ -30,7 +30,6 @@ MULTIGOAL: dict[str, tuple[str, list[str]]] = {  # name -> recipe, overrides
     "policyflow, brownian 0.25": ("multigoal-policyflow", ["algorithm.brownian=0.25"]),
     "ppo, 4x": ("multigoal-ppo", WIDE),
     "policyflow, brownian 0, 4x": ("multigoal-policyflow", ["algorithm.brownian=0", *WIDE]),
-    "policyflow, brownian 0.05, 4x": ("multigoal-policyflow", ["algorithm.brownian=0.05", *WIDE]),
     "policyflow, brownian 0.25, 4x": ("multigoal-policyflow", ["algorithm.brownian=0.25", *WIDE]),
     "fpo": ("multigoal-fpo", []),
     "fpo++": ("multigoal-fpo++", []),
