@@ -47,17 +47,19 @@ class Pretrain:
     """Settings; the defaults made the shipped weights on two CPU cores."""
 
     seed: int = 0
-    tokens: Annotated[int, Field(ge=1)] = 16_000_000  # of prompts and completions that are read, the whole budget
+    tokens: Annotated[int, Field(ge=1)] = 12_000_000  # of prompts and completions that are read, the whole budget
     batch: int = 32  # problems per step
     learning_rate: float = 3e-3  # highest, after the warm-up
     warmup: float = 0.02  # share of the tokens over which the learning rate rises
     weight_decay: float = 0.05
-    weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(world.TASKS, 1.0))  # share of each task
+    # share of each task; countdown is learned slowly
+    weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(world.TASKS, 1.0) | {"countdown": 3.0})
     # the levels of each task, drawn alike; one may be named twice
     levels: dict[str, tuple[int, ...]] = field(default_factory=lambda: dict.fromkeys(world.TASKS, (1, 2, 2, 3)))
-    ceiling: float = 0.5  # pass rate at its usual level from which on a task is `spared`, so that something is left to learn
-    spared: float = 0.05  # factor on the share of such a task, until its pass rate falls again
-    looks: Annotated[int, Field(ge=1)] = 25  # how often pass rates are measured on the way
+    judged: int = 2  # level at which pass rates are measured on the way
+    ceiling: float = 0.45  # such a rate from which on a task is `spared`, so that something is left to learn
+    spared: float = 0.0  # factor on the share of such a task, until its pass rate falls again
+    looks: Annotated[int, Field(ge=1)] = 40  # how often pass rates are measured on the way
     width: int = 128
     layers: int = 4
     heads: int = 4
@@ -111,7 +113,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings:
             continue
         looked = done.read * settings.looks // settings.tokens
         model.eval()
-        found = shares(partial(complete, model, tokenizer), {task: world.USUAL[task] for task in weights}, LOOK)
+        found = shares(partial(complete, model, tokenizer), dict.fromkeys(weights, settings.judged), LOOK)
         model.train()
         weights |= remaining(settings, found)
         rates = ", ".join(f"{task} {rate:.2f}" for task, rate in found.items())
