@@ -65,12 +65,16 @@ def pictures(given: Any) -> dict[str, tuple[str, Callable[[Any], None]]]:
 
     def scored(page: Any) -> None:
         steps = given.runs / given.image / "samples"
-        files = sorted((max(steps.iterdir())).glob("*.webp"))[:8]
+        files = sorted((max(steps.iterdir())).glob("p*.*"))[:8]
         page.set_input_files("input[type=file]", [*map(str, files), str(files[0].parent / "samples.jsonl")])
         page.wait_for_timeout(1500)
         page.get_by_role("button", name="Score", exact=True).click()
         page.wait_for_selector(".judged table", timeout=120_000)
         page.wait_for_timeout(15_000)
+
+    def checked(page: Any) -> None:
+        page.get_by_text("checking …").wait_for(state="hidden", timeout=120_000)
+        page.wait_for_timeout(2000)
 
     return {
         "runs": ("", rest),
@@ -80,7 +84,7 @@ def pictures(given: Any) -> dict[str, tuple[str, Callable[[Any], None]]]:
         "text": (f"samples?run={given.text}&view=groups", rest),
         "control": (f"samples?run={given.control}", rest),
         "compare": (f"compare?run={given.image}&other={given.other}", rest),
-        "launch": ("launch?recipe=shapes/grpo-guard", rest),
+        "launch": ("launch?recipe=shapes/grpo-guard", checked),
         "rewards": ("rewards", scored),
         "prune": (f"prune?run={given.prune}", rest),
         "export": (f"export?run={given.image}", rest),
