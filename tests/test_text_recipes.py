@@ -34,7 +34,7 @@ def small(root: Path, name: str, *overrides: str, steps: int = 2):
         )
         tokenizer.save_pretrained(root / "model")
     sizes = [f"policy.model.id={root / 'model'}", f"train.steps={steps}", "train.checkpointing_steps=2", "watch.prompts=3"]
-    sizes += ["watch.samples=1", "watch.every=100", "policy.sampling.limit=40", "train.ratio_tolerance=1e-5"]
+    sizes += ["watch.samples=1", "watch.every=100", "policy.sampling.limit=48", "train.ratio_tolerance=1e-5"]
     return load_recipe(f"text/arithmetic-{name}", [*sizes, *SMALL.get(name, ["train.groups_per_step=4"]), *overrides])[0]
 
 
