@@ -129,9 +129,9 @@ def page(results: dict[str, dict[str, list[dict[str, float]]]], command: str) ->
 
 ## On the bundled language model
 
-Sums of numbers of four digits and differences of numbers of three. {seeds} seeds, mean ± standard deviation, one completion for each of 384 held-out problems; 128 completions an iteration, the
-recipes' settings otherwise. `entropy` (nats) and `length` (tokens) are of the last iteration's completions. Methods that do not
-work at this scale are shown as they are.
+Sums of numbers of four digits and differences of numbers of three. {seeds} seeds, mean ± standard deviation, one completion for
+each of 384 held-out problems; 128 completions an iteration, the recipes' settings otherwise. `entropy` (nats) and `length`
+(tokens) are of the last iteration's completions. Methods that do not work at this scale are shown as they are.
 
 {table("objective", results["text"], TEXT_COLUMNS)}
 

@@ -141,15 +141,22 @@ def _row(row: Row) -> str:
     about, label = f"{escape(row.method)} · {escape(row.model)}", escape(row.label)
     active = row.state in ("starting", "running", "stopping")
     rewards = "".join(f"<span><i>{escape(key)}</i> {number(value)}</span>" for key, value in _told(row.latest).items())
+    bar = f'<progress max=1 value="{row.share:.3f}" aria-label="Progress of {name}"></progress>' if row.total or active else ""
+    done = f"{row.step} of {row.total}" if row.total else str(row.step or "–")
+    left = f"{duration(row.eta_s)}<small>{speed}</small>" if active else "–"
     return (
         f'<tr><td><input type=checkbox data-run="{name}" aria-label="Choose {name}"></td>'
         f'<th scope=row><a href="{link("run", run=row.name)}">{name}</a><small>{about}</small></th>'
         f'<td><span class="state {label.replace(" ", "-")}" title="{escape(row.reason)}">{label}</span></td>'
-        f'<td>{row.step}{f" of {row.total}" if row.total else ""}<progress max=1 value="{row.share:.3f}" '
-        f'aria-label="Progress of {name}"></progress></td>'
-        f"<td>{duration(row.eta_s) if active else '–'}<small>{speed if active else ''}</small></td>"
-        f'<td class="rewards">{rewards or "–"}</td><td>{_spark(row)}</td><td>{ago(row.started)}</td></tr>'
+        f"<td{_bare(done)}>{done}{bar}</td><td{_bare(left)}>{left}</td>"
+        f'<td class="rewards{"" if rewards else " bare"}">{rewards or "–"}</td><td>{_spark(row)}</td>'
+        f"<td>{ago(row.started)}</td></tr>"
     )
+
+
+def _bare(text: str) -> str:
+    """The class of a cell that says nothing; on a narrow screen, without the head of the table, it is left out."""
+    return ' class="bare"' if text == "–" else ""
 
 
 def _told(latest: dict[str, float]) -> dict[str, float]:
