@@ -101,7 +101,7 @@ def test_no_text_makes_a_reward_raise(name):
 
 
 def test_the_task_reward_is_strict_or_graded():
-    prompts = TaskPrompts(tasks=("addition",)).build(0).next(3)
+    prompts = TaskPrompts(tasks=("addition",), difficulty=2).build(0).next(3)
     right = prompts.info[0]["answer"]
     samples = [prompts.info[0]["solution"], f"#{int(prompts.info[1]['answer']) + 1}", "no answer"]
     strict, graded = (score_all({"task": TaskReward(how)}, samples, prompts)["task"] for how in ("strict", "graded"))
